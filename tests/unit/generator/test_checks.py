@@ -1,0 +1,471 @@
+"""Each case changes a cluster that has no problem, and runs one rule alone so that no other covers up for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from generator import checks
+from generator.checks import RULES, check
+from generator.errors import Problem
+from generator.load import Loaded, load
+from generator.model import Cluster
+from generator.ports import published
+
+Data: TypeAlias = dict[str, Any]
+Change: TypeAlias = Callable[[Data], object]
+
+
+def gpu(number: int) -> Data:
+    return {"uuid": f"GPU-00000000-0000-0000-0000-{number:012}"}
+
+
+def three_hosts() -> Data:
+    every = ["gateway", "control", "queue", "worker"]
+    return {
+        "name": "x",
+        "hosts": {
+            "a": {"address": "10.0.0.1", "roles": [*every, "metrics"], "gpus": [gpu(1), gpu(2)]},
+            "b": {"address": "10.0.0.2", "roles": [*every, "dashboards"], "gpus": [gpu(3)]},
+            "c": {"address": "10.0.0.3", "roles": ["queue", "worker", "logs"], "gpus": [gpu(4)]},
+        },
+        "network": {"subnet": "10.0.0.0/24"},
+        "gateway": {"vip": "10.0.0.100"},
+        "storage": {"driver": "nfs", "nfs": {"server": "nas", "export": "/srv"}},
+        "models": {
+            "checkpoint": "sd15",
+            "motion_module": "mm_v3",
+            "available": [
+                {"name": "sd15", "kind": "checkpoint"},
+                {"name": "mm_v3", "kind": "motion_module"},
+                {"name": "mm_v2", "kind": "motion_module"},
+            ],
+        },
+        "queue": {"port": 6379},
+        "timeouts": {"drain_seconds": 60},
+        "logs": {"driver": "elastic"},
+    }
+
+
+def one_host() -> Data:
+    data = three_hosts()
+    data["hosts"] = {
+        "a": {"address": "127.0.0.1", "roles": ["gateway", "control", "queue", "worker"], "cpu_workers": 3}
+    }
+    data["images"] = {"webui": "cpu"}
+    data["gateway"] = {"bind": "127.0.0.1", "tls": {"mode": "none"}}
+    data["storage"] = {"driver": "local"}
+    for key in ("network", "logs"):
+        del data[key]
+    return data
+
+
+def loaded(tmp_path: Path, data: Data) -> Loaded:
+    """JSON is YAML; indented, so that every value has a line of its own."""
+    path = tmp_path / "cluster.yaml"
+    path.write_text(json.dumps(data, indent=1))
+    return load(path)
+
+
+def put(path: str, value: object) -> Change:
+    """`a.b.0.c` → value; None removes the key."""
+
+    def change(data: Any) -> None:
+        *steps, last = path.split(".")
+        for step in steps:
+            data = data[int(step)] if isinstance(data, list) else data.setdefault(step, {})
+        if value is None:
+            del data[last]
+        elif isinstance(data, list):
+            data[int(last)] = value
+        else:
+            data[last] = value
+
+    return change
+
+
+def roles(host: str, *names: str) -> Change:
+    return put(f"hosts.{host}.roles", list(names))
+
+
+CASES: list[tuple[str, list[Change], str]] = [
+    (
+        "_duplicate_addresses",
+        [put("hosts.c.address", "10.0.0.1")],
+        "hosts.c.address: 10.0.0.1: also the address of a (line 5); give each host its own",
+    ),
+    ("_unusable_addresses", [put("hosts.c.address", "0.0.0.0")], "hosts.c.address: 0.0.0.0: stands for every address"),
+    ("_unusable_addresses", [put("hosts.c.address", "224.0.0.18")], "hosts.c.address: 224.0.0.18: a multicast address"),
+    (
+        "_unusable_addresses",
+        [put("hosts.c.address", "255.255.255.255")],
+        "hosts.c.address: 255.255.255.255: a reserved address",
+    ),
+    (
+        "_unusable_addresses",
+        [put("hosts.c.address", "127.0.0.1")],
+        "hosts.c.address: 127.0.0.1: a loopback address, whic",
+    ),
+    (
+        "_unusable_addresses",
+        [put("gateway.vip", "127.0.0.9")],
+        "gateway.vip: 127.0.0.9: a loopback address; write an add",
+    ),
+    ("_unusable_addresses", [put("gateway.vip", "0.0.0.0")], "gateway.vip: 0.0.0.0: stands for every address"),
+    ("_unusable_addresses", [put("gateway.bind", "224.0.0.1")], "gateway.bind: 224.0.0.1: a multicast address"),
+    (
+        "_outside_subnet",
+        [put("hosts.c.address", "10.0.1.3")],
+        "hosts.c.address: 10.0.1.3: outside network.subnet 10.0.0.0/24 (line 52)",
+    ),
+    ("_outside_subnet", [put("hosts.c.address", "10.0.0.255")], "hosts.c.address: 10.0.0.255: is the network or broad"),
+    ("_outside_subnet", [put("gateway.vip", "10.9.0.1")], "gateway.vip: 10.9.0.1: outside network.subnet 10.0.0.0/24"),
+    ("_outside_subnet", [put("gateway.vip", "10.0.0.0")], "gateway.vip: 10.0.0.0: is the network or broadcast address"),
+    ("_virtual_address", [put("gateway.vip", "10.0.0.3")], "gateway.vip: 10.0.0.3: is the address of c (line "),
+    (
+        "_virtual_address",
+        [roles("b", "control", "worker")],
+        "gateway.vip: 10.0.0.100: needs two hosts with the role gateway, there is 1; add one or remove vip",
+    ),
+    ("_virtual_address", [put("network.subnet", None)], "gateway.vip: 10.0.0.100: needs network.subnet"),
+    ("_bind", [put("gateway.bind", "10.0.0.1")], "gateway.bind: 10.0.0.1: one address cannot be bound on 2 gateways"),
+    (
+        "_port_clashes",
+        [put("gateway.http_port", 443)],
+        "gateway.http_port: 443: port 443 is also taken by gateway.https_port on a and 1 more; choose another",
+    ),
+    (
+        "_port_clashes",
+        [put("gateway.https_port", 80)],
+        "gateway.https_port: 80: port 80 is also taken by gateway.http_por",
+    ),
+    (
+        "_port_clashes",
+        [put("gateway.http_port", 6379)],
+        "gateway.http_port: 6379: port 6379 is also taken by queue.port",
+    ),
+    (
+        "_port_clashes",
+        [put("gateway.http_port", 7861)],
+        "gateway.http_port: 7861: port 7861 is also taken by a worker (worker.first_port) on a; choose",
+    ),
+    (
+        "_port_clashes",
+        [put("gateway.https_port", 8000)],
+        "gateway.https_port: 8000: port 8000 is also taken by the api",
+    ),
+    (
+        "_port_clashes",
+        [put("gateway.http_port", 9090)],
+        "gateway.http_port: 9090: port 9090 is also taken by Prometheu",
+    ),
+    (
+        "_port_clashes",
+        [put("gateway.http_port", 3000)],
+        "gateway.http_port: 3000: port 3000 is also taken by Grafana on",
+    ),
+    (
+        "_port_clashes",
+        [put("worker.first_port", 9200)],
+        "worker.first_port: 9200: port 9200 is also taken by Elasticse",
+    ),
+    (
+        "_port_clashes",
+        [put("worker.first_port", 9399)],
+        "worker.first_port: 9399: port 9400 is also taken by the expor",
+    ),
+    (
+        "_port_clashes",
+        [put("queue.sentinel_port", 6379)],
+        "queue.sentinel_port: 6379: port 6379 is also taken by queue.port on a and 2 more; choose another",
+    ),
+    (
+        "_port_clashes",
+        [put("queue.port", 7860)],
+        "queue.port: 7860: port 7860 is also taken by a worker (worker.first_port) on a and 2 more",
+    ),
+    (
+        "_port_clashes",
+        [put("queue.sentinel_port", 9100)],
+        "queue.sentinel_port: 9100: port 9100 is also taken by node-e",
+    ),
+    (
+        "_port_range",
+        [put("worker.first_port", 65535)],
+        "worker.first_port: 65535: a has 2 workers, whose ports would go past 65535",
+    ),
+    (
+        "_missing_roles",
+        [roles("a", "queue", "worker", "control"), roles("b", "queue", "worker")],
+        "hosts: no host has the role gateway; add it to one",
+    ),
+    (
+        "_missing_roles",
+        [roles("a", "queue", "worker", "gateway"), roles("b", "queue", "worker")],
+        "hosts: no host has the role control; add it to one",
+    ),
+    ("_repeated_roles", [roles("c", "queue", "worker", "queue")], "hosts.c.roles[2]: queue: given twice; remove one"),
+    (
+        "_sentinels",
+        [roles("c", "worker")],
+        "hosts.b.roles[2]: queue: an even number of Sentinels (2) cannot outvote a lost half; give the role",
+    ),
+    (
+        "_sentinels",
+        [put("queue.sentinel_quorum", 1)],
+        "queue.sentinel_quorum: 1: with 3 hosts of role queue the quorum m",
+    ),
+    (
+        "_sentinels",
+        [put("queue.sentinel_quorum", 4)],
+        "queue.sentinel_quorum: 4: with 3 hosts of role queue the quorum m",
+    ),
+    (
+        "_workers",
+        [put("hosts.c.gpus", None)],
+        "hosts.c.roles: a worker without gpus; add gpus, or remove the role worker",
+    ),
+    ("_workers", [roles("c", "queue")], "hosts.c.gpus: only a worker uses this; add worker to the roles, or remove it"),
+    (
+        "_workers",
+        [roles("c", "queue"), put("hosts.c.gpus", None), put("hosts.c.cpu_workers", 2)],
+        "hosts.c.cpu_workers: 2: only a worker uses this",
+    ),
+    (
+        "_workers",
+        [put("hosts.c.cpu_workers", 2)],
+        "hosts.c.cpu_workers: 2: images.webui is cuda, which runs one worker per",
+    ),
+    (
+        "_duplicate_gpus",
+        [put("hosts.c.gpus.0", gpu(2))],
+        "hosts.c.gpus[0].uuid: GPU-00000000-0000-0000-0000-000000000002: also listed for a (line 18); run",
+    ),
+    (
+        "_duplicate_gpus",
+        [put("hosts.a.gpus.1", gpu(1))],
+        "hosts.a.gpus[1].uuid: GPU-00000000-0000-0000-0000-000000000001: also listed for a (line 15)",
+    ),
+    (
+        "_role_needs",
+        [roles("a", "gateway", "control", "queue", "worker")],
+        "hosts.b.roles[4]: dashboards: no host has the role metrics",
+    ),
+    ("_role_needs", [roles("c", "queue", "worker")], "logs.driver: elastic: no host has the role logs; add it to one"),
+    (
+        "_role_needs",
+        [put("logs.driver", "none")],
+        "hosts.c.roles[2]: logs: logs.driver is none, so nothing would arrive",
+    ),
+    (
+        "_timeouts",
+        [put("timeouts.job_seconds", 1860)],
+        "timeouts.job_seconds: 1860: must be less than stop_grace_seconds (1860), or Docker kills",
+    ),
+    (
+        "_timeouts",
+        [put("timeouts.stop_grace_seconds", 1800)],
+        "timeouts.stop_grace_seconds: 1800: must be more than job_seconds (1800), or Docker kills",
+    ),
+    (
+        "_timeouts",
+        [put("timeouts.proxy_seconds", 1799)],
+        "timeouts.proxy_seconds: 1799: must be at least job_seconds (1800), or the gateway hangs up",
+    ),
+    (
+        "_timeouts",
+        [put("timeouts.drain_seconds", 1860)],
+        "timeouts.drain_seconds: 1860: must be less than stop_grace_seconds (1860), or Docker kills a worker",
+    ),
+    (
+        "_timeouts",
+        [put("timeouts.no_progress_seconds", 1800)],
+        "timeouts.no_progress_seconds: 1800: must be less than job_seconds (1800), or a hung job is never",
+    ),
+    (
+        "_lease",
+        [put("queue.lease_seconds", 1.8)],
+        "queue.lease_seconds: 1.8: a lease of 1.8 s is less than 2.5 beats of 0.75 s, so one late",
+    ),
+    (
+        "_lease",
+        [put("queue.beat_seconds", 1.3)],
+        "queue.beat_seconds: 1.3: a lease of 3 s is less than 2.5 beats of 1.3 s",
+    ),
+    (
+        "_models",
+        [put("models.motion_module", "mm_v33")],
+        "models.motion_module: mm_v33: no motion_module of this name in models.available; add it there or",
+    ),
+    (
+        "_models",
+        [put("models.checkpoint", "other")],
+        "models.checkpoint: other: no checkpoint of this name in models.available; add it there or correct",
+    ),
+    (
+        "_models",
+        [put("models.checkpoint", "mm_v2")],
+        "models.checkpoint: mm_v2: models.available lists this as motion_module, not as checkpoint",
+    ),
+    (
+        "_models",
+        [put("models.available.2.name", "mm_v3")],
+        "models.available[2].name: mm_v3: this motion_module is listed twice (line ",
+    ),
+    (
+        "_tls",
+        [put("gateway.tls", {"mode": "files", "certificate": "/c"})],
+        "gateway.tls.mode: files: files needs key as well; add the path of the key on the gateway hosts",
+    ),
+    (
+        "_tls",
+        [put("gateway.tls", {"mode": "files", "key": "/k"})],
+        "gateway.tls.mode: files: files needs certificate as",
+    ),
+    (
+        "_tls",
+        [put("gateway.tls.certificate", "/c")],
+        "gateway.tls.certificate: /c: is not used with mode self-signed; remove it, or write mode: files",
+    ),
+    ("_storage", [put("storage.nfs", None)], "storage.driver: nfs: needs a section storage.nfs; add it"),
+    (
+        "_storage",
+        [put("storage", {"driver": "cephfs"})],
+        "storage.driver: cephfs: needs a section storage.cephfs; add it",
+    ),
+    (
+        "_storage",
+        [put("storage.cephfs", {"path": "/x"})],
+        "storage.cephfs: is not used with driver nfs; remove it, or write driver: cephfs",
+    ),
+    (
+        "_storage",
+        [put("storage", {"driver": "local"})],
+        "storage.driver: local: 3 hosts would each keep jobs on a disk",
+    ),
+    ("_storage", [put("storage", None)], "storage.driver: local: 3 hosts would each keep jobs on a disk"),
+]
+
+
+@pytest.mark.parametrize("base", [three_hosts, one_host])
+def test_a_consistent_cluster_has_no_problem(tmp_path: Path, base: Callable[[], Data]) -> None:
+    assert check(loaded(tmp_path, base())) == []
+
+
+@pytest.mark.parametrize(("rule", "changes", "expected"), CASES)
+def test_a_contradiction_is_told_where_it_stands(
+    tmp_path: Path, rule: str, changes: list[Change], expected: str
+) -> None:
+    data = three_hosts()
+    for change in changes:
+        change(data)
+    cluster = loaded(tmp_path, data)
+    problems = list(getattr(checks, rule)(cluster))
+    assert len(problems) == 1
+    problem = problems[0]
+    assert str(problem).startswith(f"{cluster.file}:{problem.line}: {expected}")
+    assert blamed(data, problem) in Path(cluster.file).read_text().splitlines()[(problem.line or 0) - 1]
+    assert problem in check(cluster), "RULES lacks the rule"
+
+
+def blamed(data: Data, problem: Problem) -> str:
+    """What the line must hold that the problem names: the key, an item of a list, or nothing for a default."""
+    if problem.path.endswith("]"):
+        return f'"{problem.value}"'
+    return "{" if problem.path == "storage.driver" and "storage" not in data else f'"{problem.path.rpartition(".")[2]}"'
+
+
+def test_every_rule_is_seen_to_fire() -> None:
+    assert {rule.__name__ for rule in RULES} == {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("changes", "paths"),
+    [
+        ([put("hosts.a.cpu_workers", None)], ["hosts.a.roles"]),
+        ([put("hosts.a.gpus", [gpu(1)])], ["hosts.a.gpus"]),
+        ([put("images.webui", "cuda")], ["hosts.a.cpu_workers"]),
+        ([put("hosts.a.roles", ["control"])], ["hosts", "hosts", "hosts", "hosts.a.cpu_workers"]),
+        ([put("gateway.http_port", 443)], []),  # without TLS nobody listens on https_port
+        ([put("gateway.http_port", 7860)], []),  # a single host publishes nothing else
+        ([put("queue.sentinel_quorum", 2)], ["queue.sentinel_quorum"]),
+        ([put("gateway.vip", "127.0.0.2")], ["gateway.vip"] * 3),
+        ([put("hosts.a.address", "0.0.0.0")], ["hosts.a.address"]),
+    ],
+)
+def test_a_single_host(tmp_path: Path, changes: list[Change], paths: list[str]) -> None:
+    data = one_host()
+    for change in changes:
+        change(data)
+    assert sorted(problem.path for problem in check(loaded(tmp_path, data))) == paths
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [put("worker.first_port", 65534)],
+        [put("queue.sentinel_quorum", 2)],
+        [put("queue.sentinel_quorum", 3)],
+        [put("queue.lease_seconds", 2.5), put("queue.beat_seconds", 1.0)],
+        [put("timeouts.proxy_seconds", 1800)],
+        [
+            roles("b", "gateway", "worker"),
+            roles("c", "worker", "logs"),
+            put("queue.sentinel_port", 6379),
+        ],  # no Sentinel
+    ],
+)
+def test_the_bounds_themselves_are_allowed(tmp_path: Path, changes: list[Change]) -> None:
+    data = three_hosts()
+    for change in changes:
+        change(data)
+    assert check(loaded(tmp_path, data)) == []
+
+
+def test_a_long_value_is_shortened(tmp_path: Path) -> None:
+    data = three_hosts()
+    put("models.checkpoint", "x" * 100)(data)
+    (problem,) = check(loaded(tmp_path, data))
+    assert problem.value == "x" * 59 + "…"
+
+
+def test_two_gateways_without_a_virtual_address_are_allowed(tmp_path: Path) -> None:
+    data = three_hosts()
+    put("gateway.vip", None)(data)
+    assert check(loaded(tmp_path, data)) == []
+
+
+def test_all_problems_come_at_once_and_in_order(tmp_path: Path) -> None:
+    data = three_hosts()
+    for change in (
+        put("logs.driver", "none"),
+        put("hosts.b.address", "10.0.0.1"),
+        put("timeouts.job_seconds", 4000),
+        put("models.checkpoint", "gone"),
+    ):
+        change(data)
+    problems = check(loaded(tmp_path, data))
+    assert [problem.path for problem in problems] == [
+        "hosts.b.address", "hosts.c.roles[2]", "models.checkpoint", "timeouts.job_seconds", "timeouts.job_seconds",
+    ]  # fmt: skip
+    assert [problem.line for problem in problems] == sorted(problem.line or 0 for problem in problems)
+
+
+def test_a_clash_on_different_addresses_is_none(tmp_path: Path) -> None:
+    data = three_hosts()
+    put("gateway.vip", None)(data)
+    roles("b", "control", "queue", "worker", "dashboards")(data)
+    for bind, clashes in (("0.0.0.0", 1), ("10.0.0.1", 1), ("203.0.113.7", 0)):
+        data["gateway"] = {"bind": bind, "http_port": 6379}
+        assert len(list(checks._port_clashes(loaded(tmp_path, data)))) == clashes
+
+
+def test_published_ports_of_a_host() -> None:
+    ports = dict(published(Cluster.model_validate(three_hosts())))
+    assert [p.port for p in ports["a"]] == [8000, 9090, 9093, 9100, 9400, 6379, 26379, 7860, 7861, 80, 443]
+    single = dict(published(Cluster.model_validate(one_host())))
+    assert [p.port for p in single["a"]] == [80]
