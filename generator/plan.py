@@ -1,0 +1,391 @@
+"""Cluster → Plan: every number, name and address fixed, so that the templates only have to write them down.
+
+Pure: no disk, clock, network or environment. Work per host does not grow with the number of hosts, except on the
+few gateway hosts, which have to know every worker.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from generator.model import Cluster, Host, LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant
+
+API_PORT = 8000
+WEBUI_PORT = 7860
+SENTINEL_MASTER = "queue"
+UID = 10001
+"""Who every process of ours runs as; owner of the secret files and of the volumes."""
+DEMO_SOURCE = "demo"
+"""`models.available[].source` of a model that the WebUI image builds itself."""
+
+_ROLES_TO_COME = {
+    Role.METRICS: "Prometheus and Alertmanager",
+    Role.DASHBOARDS: "Grafana",
+    Role.LOGS: "Logstash and Elasticsearch",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one container may use at most."""
+
+    cpus: float
+    memory_mib: int
+    pids: int
+
+    @property
+    def memory(self) -> str:
+        return f"{self.memory_mib}m"
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One GPU (or CPU slot): a `webui-N` and the `agent-N` that feeds it."""
+
+    index: int
+    worker: str
+    gpu_uuid: str | None
+    port: int
+
+    @property
+    def webui(self) -> str:
+        return f"webui-{self.index}"
+
+    @property
+    def agent(self) -> str:
+        return f"agent-{self.index}"
+
+
+@dataclass(frozen=True)
+class GatewayPlan:
+    """What `config/nginx/nginx.conf.j2` and the gateway's compose service need."""
+
+    server_name: str
+    bind: str
+    http_port: int
+    https_port: int
+    tls: bool
+    tls_certificate: str
+    tls_key: str
+    own_certificate: bool
+    """Whether the generator makes the certificate (self-signed mode)."""
+    balance: str
+    proxy_timeout_seconds: int
+    max_body_bytes: int
+    submit_rate_per_second: int
+    worker_connections: int
+    controller_targets: str
+    probe_timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class QueuePlan:
+    """What `config/redis/*.j2` and the redis and sentinel services need."""
+
+    port: int
+    announce_address: str
+    master_address: str
+    master_port: int
+    min_replicas: int
+    maxmemory_bytes: int
+    sentinel_port: int
+    quorum: int
+    down_after_ms: int
+    failover_timeout_ms: int
+    sentinel_addresses: tuple[str, ...]
+
+    @property
+    def sentinels(self) -> bool:
+        return bool(self.sentinel_addresses)
+
+    @property
+    def limits(self) -> Limits:
+        """Twice `maxmemory`: rewriting the append-only file forks, and the child may come to own every page."""
+        return Limits(2.0, 2 * (self.maxmemory_bytes >> 20) + 128, 64)
+
+
+@dataclass(frozen=True)
+class VolumePlan:
+    """One compose volume; `options` are the local driver's, empty for a plain named volume."""
+
+    name: str
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """Everything one host runs."""
+
+    name: str
+    address: str
+    publish: str
+    """Address that inner ports are published on; empty when the cluster is one host and publishes none."""
+    gateway: GatewayPlan | None
+    api: bool
+    queue: QueuePlan | None
+    workers: tuple[WorkerPlan, ...]
+    redis_environment: dict[str, str]
+
+    @property
+    def runs_storage(self) -> bool:
+        return self.api or bool(self.workers)
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """What all hosts share."""
+
+    name: str
+    images: dict[str, str]
+    images_from_registry: bool
+    variant: str
+    device: str
+    engine: str
+    checkpoint: str
+    motion_module: str
+    make_demo_models: bool
+    create_storage: bool
+    volumes: tuple[VolumePlan, ...]
+    queue_environment: dict[str, str]
+    stop_grace_seconds: int
+    drain_seconds: int
+    no_progress_seconds: int
+    redis_replicas: int
+    cuda_allocator: str
+    threads: int
+    step_seconds: float
+    webui_limits: Limits
+    uid: int = UID
+    limits: dict[str, Limits] = field(
+        default_factory=lambda: {
+            "gateway": Limits(2.0, 512, 256),
+            "controller": Limits(1.0, 256, 64),
+            "api": Limits(2.0, 512, 128),
+            "agent": Limits(1.0, 256, 64),
+            "sentinel": Limits(0.5, 128, 64),
+            "storage-init": Limits(1.0, 128, 32),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole cluster, ready to be printed or rendered."""
+
+    cluster: ClusterPlan
+    hosts: tuple[HostPlan, ...]
+    addresses: tuple[str, ...]
+    """Addresses that belong to no host alone: the gateways' virtual one."""
+    notices: tuple[str, ...]
+    """What was asked for and is not rendered (yet): to be told, never swallowed."""
+
+    @cached_property
+    def by_name(self) -> dict[str, HostPlan]:
+        return {host.name: host for host in self.hosts}
+
+
+def plan(cluster: Cluster) -> Plan:
+    """Fix every number of `cluster`, which `checks` has already found consistent."""
+    queue_hosts = [(name, host) for name, host in cluster.hosts.items() if Role.QUEUE in host.roles]
+    redis_environment = _redis_environment(cluster, queue_hosts)
+    targets = _controller_targets(cluster)
+    hosts = tuple(
+        _host(cluster, name, host, queue_hosts, redis_environment, targets) for name, host in cluster.hosts.items()
+    )
+    return Plan(
+        cluster=_shared(cluster, len(queue_hosts)),
+        hosts=hosts,
+        addresses=(str(cluster.gateway.vip),) if cluster.gateway.vip else (),
+        notices=_notices(cluster),
+    )
+
+
+def _single(cluster: Cluster) -> bool:
+    return len(cluster.hosts) == 1
+
+
+def _host(
+    cluster: Cluster,
+    name: str,
+    host: Host,
+    queue_hosts: list[tuple[str, Host]],
+    redis_environment: dict[str, str],
+    targets: str,
+) -> HostPlan:
+    return HostPlan(
+        name=name,
+        address=str(host.address),
+        publish="" if _single(cluster) else str(host.address),
+        gateway=_gateway(cluster, targets) if Role.GATEWAY in host.roles else None,
+        api=Role.CONTROL in host.roles,
+        queue=_queue(cluster, name, host, queue_hosts) if Role.QUEUE in host.roles else None,
+        workers=_workers(cluster, name, host) if Role.WORKER in host.roles else (),
+        redis_environment=redis_environment,
+    )
+
+
+def _workers(cluster: Cluster, name: str, host: Host) -> tuple[WorkerPlan, ...]:
+    uuids: list[str | None] = [gpu.uuid for gpu in host.gpus] or [None] * host.cpu_workers
+    first = cluster.worker.first_port
+    return tuple(WorkerPlan(index, f"{name}/{index}", uuid, first + index) for index, uuid in enumerate(uuids))
+
+
+def _gateway(cluster: Cluster, targets: str) -> GatewayPlan:
+    gateway = cluster.gateway
+    files = gateway.tls.mode is TlsMode.FILES
+    return GatewayPlan(
+        server_name=gateway.server_name,
+        bind=str(gateway.bind),
+        http_port=gateway.http_port,
+        https_port=gateway.https_port,
+        tls=gateway.tls.mode is not TlsMode.NONE,
+        tls_certificate=gateway.tls.certificate if files and gateway.tls.certificate else "./secrets/tls.crt",
+        tls_key=gateway.tls.key if files and gateway.tls.key else "./secrets/tls.key",
+        own_certificate=gateway.tls.mode is TlsMode.SELF_SIGNED,
+        balance=gateway.balance.value,
+        proxy_timeout_seconds=cluster.timeouts.proxy_seconds,
+        max_body_bytes=gateway.max_body_mib << 20,
+        submit_rate_per_second=gateway.submissions_per_second,
+        worker_connections=4096,
+        controller_targets=targets,
+        # A webui that computes on the processor has nothing to spare for an answer; one with a GPU has.
+        probe_timeout_seconds=0.2 if cluster.images.webui is Variant.CUDA else 0.5,
+    )
+
+
+def _controller_targets(cluster: Cluster) -> str:
+    """JSON of every address the controller probes; service names where the cluster is a single host."""
+    single = _single(cluster)
+    api = [
+        {"name": name, "address": f"api:{API_PORT}" if single else f"{host.address}:{API_PORT}"}
+        for name, host in cluster.hosts.items()
+        if Role.CONTROL in host.roles
+    ]
+    webui = [
+        {"name": w.worker, "address": f"{w.webui}:{WEBUI_PORT}" if single else f"{host.address}:{w.port}"}
+        for name, host in cluster.hosts.items()
+        if Role.WORKER in host.roles
+        for w in _workers(cluster, name, host)
+    ]
+    return json.dumps({"api": api, "webui": webui}, separators=(",", ":"))
+
+
+def _queue(cluster: Cluster, name: str, host: Host, queue_hosts: list[tuple[str, Host]]) -> QueuePlan:
+    """The first host with the role starts as master; Sentinel's word counts from then on."""
+    queue = cluster.queue
+    replicated = len(queue_hosts) > 1
+    first_name, first = queue_hosts[0]
+    addresses = tuple(f"{other.address}:{queue.sentinel_port}" for _, other in queue_hosts) if replicated else ()
+    return QueuePlan(
+        port=queue.port,
+        announce_address=str(host.address) if replicated else "",
+        master_address="" if name == first_name else str(first.address),
+        master_port=queue.port,
+        min_replicas=1 if replicated else 0,
+        maxmemory_bytes=queue.maxmemory_mib << 20,
+        sentinel_port=queue.sentinel_port,
+        quorum=queue.sentinel_quorum or len(queue_hosts) // 2 + 1,
+        down_after_ms=1000,
+        failover_timeout_ms=6000,
+        sentinel_addresses=addresses,
+    )
+
+
+def _redis_environment(cluster: Cluster, queue_hosts: list[tuple[str, Host]]) -> dict[str, str]:
+    if len(queue_hosts) > 1:
+        sentinels = ",".join(f"{host.address}:{cluster.queue.sentinel_port}" for _, host in queue_hosts)
+        return {"APPLIANCE_SENTINELS": sentinels, "APPLIANCE_SENTINEL_MASTER": SENTINEL_MASTER}
+    address = "redis" if _single(cluster) else str(queue_hosts[0][1].address)
+    return {"APPLIANCE_REDIS_ADDRESS": f"{address}:{cluster.queue.port}"}
+
+
+def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
+    variant = cluster.images.webui
+    return ClusterPlan(
+        name=cluster.name,
+        images=_images(cluster),
+        images_from_registry=bool(cluster.images.registry),
+        variant=variant.value,
+        device="cuda" if variant is Variant.CUDA else "cpu",
+        engine="synthetic" if variant is Variant.SYNTHETIC else "diffusers",
+        checkpoint=cluster.models.checkpoint,
+        motion_module=cluster.models.motion_module,
+        make_demo_models=variant is not Variant.SYNTHETIC and _is_demo_model(cluster),
+        create_storage=cluster.storage.driver is not StorageDriver.CEPHFS,
+        volumes=_volumes(cluster),
+        queue_environment=_queue_environment(cluster),
+        stop_grace_seconds=cluster.timeouts.stop_grace_seconds,
+        drain_seconds=cluster.timeouts.drain_seconds,
+        no_progress_seconds=cluster.timeouts.no_progress_seconds,
+        redis_replicas=1 if queue_hosts > 1 else 0,
+        cuda_allocator=cluster.worker.cuda_allocator,
+        threads=cluster.worker.threads,
+        step_seconds=cluster.worker.step_seconds,
+        webui_limits=Limits(cluster.worker.cpus, cluster.worker.memory_gib << 10, 512),
+    )
+
+
+def _images(cluster: Cluster) -> dict[str, str]:
+    prefix = f"{cluster.images.registry}/" if cluster.images.registry else ""
+    images = {name: f"{prefix}animatediff-ha/{name}:{cluster.images.tag}" for name in ("gateway", "redis", "services")}
+    images["webui"] = f"{prefix}animatediff-ha/webui-{cluster.images.webui.value}:{cluster.images.tag}"
+    return images
+
+
+def _is_demo_model(cluster: Cluster) -> bool:
+    wanted = {
+        (ModelKind.CHECKPOINT, cluster.models.checkpoint),
+        (ModelKind.MOTION_MODULE, cluster.models.motion_module),
+    }
+    return any(m.source == DEMO_SOURCE and (m.kind, m.name) in wanted for m in cluster.models.available)
+
+
+def _queue_environment(cluster: Cluster) -> dict[str, str]:
+    queue = cluster.queue
+    return {
+        "APPLIANCE_LEASE_SECONDS": f"{queue.lease_seconds:g}",
+        "APPLIANCE_BEAT_SECONDS": f"{queue.beat_seconds:g}",
+        "APPLIANCE_QUEUE_LIMIT": str(queue.limit),
+        "APPLIANCE_CRASH_BUDGET": str(queue.crash_budget),
+        "APPLIANCE_ERROR_BUDGET": str(queue.error_budget),
+        "APPLIANCE_OOM_BUDGET": str(queue.oom_budget),
+        "APPLIANCE_JOB_TIMEOUT_SECONDS": str(cluster.timeouts.job_seconds),
+        "APPLIANCE_RETENTION_SECONDS": str(queue.retention_days * 86_400),
+    }
+
+
+def _volumes(cluster: Cluster) -> tuple[VolumePlan, ...]:
+    storage = cluster.storage
+    if storage.driver is StorageDriver.NFS and storage.nfs:
+        nfs = storage.nfs
+        return tuple(
+            VolumePlan(
+                name, {"type": "nfs", "o": f"addr={nfs.server},{nfs.options}", "device": f":{nfs.export}/{name}"}
+            )
+            for name in ("jobs", "models")
+        )
+    if storage.driver is StorageDriver.CEPHFS and storage.cephfs:
+        path = storage.cephfs.path.rstrip("/")
+        return tuple(
+            VolumePlan(name, {"type": "none", "o": "bind", "device": f"{path}/{name}"}) for name in ("jobs", "models")
+        )
+    return (VolumePlan("jobs", {}), VolumePlan("models", {}))
+
+
+def _notices(cluster: Cluster) -> tuple[str, ...]:
+    notices = []
+    if cluster.gateway.vip:
+        notices.append(
+            f"gateway.vip {cluster.gateway.vip}: keepalived is not rendered by this version; "
+            "point DNS or a load balancer with a health check on /readyz at the gateways"
+        )
+    for role, parts in _ROLES_TO_COME.items():
+        if any(role in host.roles for host in cluster.hosts.values()):
+            notices.append(f"role {role.value}: {parts} are not rendered by this version")
+    if cluster.logs.driver is not LogDriver.NONE:
+        notices.append(
+            f"logs.driver {cluster.logs.driver.value}: not rendered by this version; logs stay in `docker logs`"
+        )
+    return tuple(notices)

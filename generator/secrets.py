@@ -1,0 +1,175 @@
+"""The cluster's secrets: made once, one file each, kept beside cluster.yaml and laid out for each host.
+
+Pure description first (`SECRETS`: what exists and how it is derived), the disk after it. Each derived file
+(Redis ACL, nginx include …) follows from the plain ones, so rotating one rewrites exactly what depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets as random
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from generator import certificates
+from generator.errors import UserError
+from generator.plan import UID, HostPlan, Plan
+from generator.redis_access import access_files
+
+STORE = "secrets"
+Values = dict[str, bytes]
+
+
+def _token() -> bytes:
+    """256 random bits, in letters that need no quoting anywhere."""
+    return random.token_urlsafe(32).encode()
+
+
+PLAIN: Mapping[str, Callable[[], bytes]] = {
+    "api_key": _token,
+    "cluster_token": _token,
+    "redis_password": _token,
+    "redis_replica_password": _token,
+    "redis_sentinel_password": _token,
+}
+"""What is random; everything else follows from it."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder that holds the cluster's secrets."""
+
+    folder: Path
+
+    def create_missing(self, server_names: tuple[str, ...], *, tls: bool) -> list[str]:
+        """Make what does not exist yet and return its names; what exists is never replaced."""
+        with _told(self.folder):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made = [name for name in PLAIN if _create(self.folder / name, PLAIN[name])]
+            if tls and not (self.folder / "tls.crt").exists():
+                self._make_certificate(server_names)
+                made.append("tls.crt")
+            return made
+
+    def _make_certificate(self, server_names: tuple[str, ...]) -> None:
+        if not (self.folder / "ca.crt").exists():
+            key, certificate = certificates.make_authority()
+            _replace(self.folder / "ca.key", key)
+            _replace(self.folder / "ca.crt", certificate)
+        authority = (self.folder / "ca.key").read_bytes(), (self.folder / "ca.crt").read_bytes()
+        key, chain = certificates.make_server(*authority, server_names)
+        _replace(self.folder / "tls.key", key)
+        _replace(self.folder / "tls.crt", chain)
+
+    def rotate(self, name: str) -> None:
+        """Replace one plain secret; lay the hosts' copies out again afterwards."""
+        if name not in PLAIN:
+            raise UserError(f'"{name}" is not a secret that can be rotated; one of: {", ".join(PLAIN)}')
+        with _told(self.folder):
+            _replace(self.folder / name, PLAIN[name]())
+
+    def read(self) -> Values:
+        with _told(self.folder):
+            values = {name: (self.folder / name).read_bytes() for name in PLAIN}
+            for name in ("tls.crt", "tls.key"):
+                if (self.folder / name).exists():
+                    values[name] = (self.folder / name).read_bytes()
+        return values
+
+
+def for_host(host: HostPlan, values: Values) -> Values:
+    """The secret files of one host: only those its services mount."""
+    wanted: Values = {}
+    if host.api or host.workers or host.queue:
+        wanted["redis_password"] = values["redis_password"]
+    if host.workers:
+        wanted["cluster_token"] = values["cluster_token"]
+    if host.api:
+        wanted["api_keys"] = api_keys({"operator": values["api_key"]})
+    if host.gateway:
+        wanted["cluster_token.nginx"] = nginx_header(values["cluster_token"])
+        if host.gateway.tls and "tls.crt" in values:
+            wanted["tls.crt"], wanted["tls.key"] = values["tls.crt"], values["tls.key"]
+    if host.queue:
+        wanted |= _redis_files(host, values)
+    return wanted
+
+
+def api_keys(operators: Mapping[str, bytes]) -> bytes:
+    """`name:role:sha256` lines. A plain hash is enough: the keys carry 256 random bits."""
+    return b"".join(
+        f"{name}:operator:{hashlib.sha256(key).hexdigest()}\n".encode() for name, key in sorted(operators.items())
+    )
+
+
+def nginx_header(token: bytes) -> bytes:
+    return b'proxy_set_header Authorization "Bearer ' + token + b'";\n'
+
+
+def _redis_files(host: HostPlan, values: Values) -> Values:
+    files = access_files(
+        appliance=values["redis_password"].decode(),
+        replica=values["redis_replica_password"].decode(),
+        sentinel=values["redis_sentinel_password"].decode(),
+        replicated=bool(host.queue and host.queue.sentinels),
+    )
+    return {name: text.encode() for name, text in files.items()}
+
+
+def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
+    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as."""
+    for host in plan.hosts:
+        folder = out / host.name / "secrets"
+        with _told(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            wanted = for_host(host, values)
+            for name, content in wanted.items():
+                place = folder / name
+                if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
+                    _replace(place, content, owner=uid)
+            for stale in folder.iterdir():
+                if stale.name not in wanted:
+                    stale.unlink()
+
+
+def _create(path: Path, make: Callable[[], bytes]) -> bool:
+    if path.exists():
+        return False
+    _replace(path, make())
+    return True
+
+
+def _replace(path: Path, content: bytes, owner: int | None = None) -> None:
+    """Write under another name, synced, then rename: a reader sees the old secret or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if owner is not None:
+            os.fchown(file.fileno(), owner, owner)
+    temporary.replace(path)
+
+
+class _told:  # noqa: N801  (reads as a verb at the call)
+    """Turn the operating system's refusals into a sentence that says what to do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PermissionError):
+            hint = f"secrets belong to uid {UID}, which the containers run as; run this as root"
+            raise UserError(f"{error.filename or self.folder}: {hint}") from error
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{error.filename}: missing; run `python -m generator secrets`") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{error.filename or self.folder}: {error.strerror}") from error

@@ -1,0 +1,47 @@
+"""Small clusters for tests, as the operator would have written them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from generator.model import Cluster
+
+
+def gpu(number: int) -> dict[str, Any]:
+    return {"uuid": f"GPU-{number:08x}-0000-4000-8000-{number:012x}"}
+
+
+def three_hosts(**changes: Any) -> Cluster:
+    hosts = {
+        f"gpu-0{i}": {
+            "address": f"192.168.1.{9 + i}",
+            "roles": ["gateway", "control", "queue", "worker"] if i < 3 else ["queue", "worker"],
+            "gpus": [gpu(10 * i), gpu(10 * i + 1)],
+        }
+        for i in (1, 2, 3)
+    }
+    return cluster(hosts=hosts, storage={"driver": "cephfs", "cephfs": {"path": "/mnt/ceph"}}, **changes)
+
+
+def one_host(**changes: Any) -> Cluster:
+    host = {"address": "127.0.0.1", "roles": ["gateway", "control", "queue", "worker"], "cpu_workers": 2}
+    return cluster(
+        **{"hosts": {"demo": host}, "images": {"webui": "cpu"}, "gateway": {"tls": {"mode": "none"}}, **changes}
+    )
+
+
+def cluster(**changes: Any) -> Cluster:
+    raw: dict[str, Any] = {
+        "name": "studio",
+        "models": {
+            "checkpoint": "sd15",
+            "motion_module": "mm.safetensors",
+            "available": [
+                {"name": "sd15", "kind": "checkpoint"},
+                {"name": "mm.safetensors", "kind": "motion_module"},
+            ],
+        },
+        **changes,
+    }
+    return Cluster.model_validate_json(json.dumps(raw))

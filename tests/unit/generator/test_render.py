@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+
+from generator.model import Cluster
+from generator.plan import plan
+from generator.render import HASH_LABEL, RenderError, Sources, render
+from generator.sources import read_sources
+from tests.unit.generator.clusters import gpu, one_host, three_hosts
+
+SOURCES = read_sources()
+EXCEPTIONS: dict[str, dict[str, str]] = {}
+"""Service → key → reason, for every service that may not be as hardened as the rest. None so far."""
+
+
+def compose(cluster: Cluster, host: str, sources: Sources = SOURCES) -> dict[str, Any]:
+    files = dict(render(plan(cluster), sources))[host]
+    loaded: dict[str, Any] = yaml.safe_load(files["compose.yaml"])
+    return loaded
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    assert list(render(plan(three_hosts()), SOURCES)) == list(render(plan(three_hosts()), read_sources()))
+
+
+def test_services_of_each_host() -> None:
+    assert list(compose(one_host(), "demo")["services"]) == [
+        *("storage-init", "redis", "api", "webui-0", "agent-0", "webui-1", "agent-1", "gateway", "controller"),
+    ]
+    assert {"gateway", "api", "controller"}.isdisjoint(compose(three_hosts(), "gpu-03")["services"])
+
+
+def test_a_gpu_service_reserves_one_gpu_by_uuid() -> None:
+    service = compose(three_hosts(), "gpu-02")["services"]["webui-1"]
+    uuid = gpu(21)["uuid"]
+    assert service["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "nvidia", "device_ids": [uuid], "capabilities": ["gpu"]}
+    ]
+    assert service["environment"]["CUDA_VISIBLE_DEVICES"] == uuid
+    assert service["environment"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "host"), [(one_host(), "demo"), (three_hosts(), "gpu-01"), (three_hosts(), "gpu-03")]
+)
+def test_every_service_is_hardened(cluster: Cluster, host: str) -> None:
+    expected = {
+        "user": "10001:10001",
+        "init": True,
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}},
+    }
+    for name, service in compose(cluster, host)["services"].items():
+        for key, value in expected.items():
+            assert service[key] == value or key in EXCEPTIONS.get(name, {}), f"{name}.{key}"
+        assert (
+            not {"cap_add", "privileged", "container_name", "network_mode"}
+            & service.keys() - EXCEPTIONS.get(name, {}).keys()
+        )
+        limits = service["deploy"]["resources"]["limits"]
+        assert {"cpus", "memory", "pids"} == limits.keys()
+        one_shot = service["restart"] == "no"
+        assert one_shot or {"healthcheck", "stop_grace_period"} <= service.keys(), name
+
+
+def test_only_the_gateway_is_public() -> None:
+    for name, service in compose(three_hosts(), "gpu-01")["services"].items():
+        for port in service.get("ports", ()):
+            assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else "192.168.1.10"), name
+    published = {name for name, service in compose(one_host(), "demo")["services"].items() if "ports" in service}
+    assert published == {"gateway"}
+
+
+def test_no_secret_in_environment_or_labels() -> None:
+    for service in compose(three_hosts(), "gpu-01")["services"].values():
+        words = " ".join([*service.get("environment", {}), *service["labels"]]).lower()
+        assert not any(word in words for word in ("password", "token", "secret", "api_key"))
+
+
+def test_the_hash_of_a_service_changes_with_what_it_mounts_and_with_nothing_else() -> None:
+    def hashes(sources: Sources) -> dict[str, str]:
+        return {name: s["labels"][HASH_LABEL] for name, s in compose(one_host(), "demo", sources)["services"].items()}
+
+    changed = {**SOURCES.config, "nginx/nginx.conf.j2": SOURCES.config["nginx/nginx.conf.j2"] + "\n# changed\n"}
+    before, after = hashes(SOURCES), hashes(Sources(SOURCES.compose, changed))
+    assert {name for name in before if before[name] != after[name]} == {"gateway"}
+    assert len(set(before.values())) == len(before), "never one release hash on all"
+
+
+def test_dollars_are_doubled_once() -> None:
+    templates = {**SOURCES.compose, "control.yaml.j2": 'services: {x: {image: "a$b${C}", labels: {}}}'}
+    assert compose(one_host(), "demo", Sources(templates, SOURCES.config))["services"]["x"]["image"] == "a$$b$${C}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("services: {redis: {labels: {}}}", "services.redis is defined by two templates"),
+        ("volumes: {redis-data: {driver: other}}", "volumes.redis-data is defined by two templates"),
+        ("services: {x: {{ nothing }}}", "'nothing' is undefined"),
+        ("services: [", "gives no YAML"),
+        ("version: 3", "expected only services"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_wrong_template_is_told(template: str, message: str) -> None:
+    templates = {**SOURCES.compose, "control.yaml.j2": template}
+    with pytest.raises(RenderError, match=message):
+        compose(one_host(), "demo", Sources(templates, SOURCES.config))
+
+
+def test_every_scalar_of_a_template_passes_through_tojson() -> None:
+    """`{{ value }}` without `|tojson` would let a value change the YAML around it; names of keys are the exception."""
+    environment = jinja2.Environment(autoescape=True)
+    for name, text in SOURCES.compose.items():
+        for line in text.splitlines():
+            tokens = [part.split("}}")[0] for part in line.split("{{")[1:]]
+            for token in tokens:
+                is_key = line.strip().startswith(("{{ name }}:", "{{ worker.", "{{ volume.name")) or "m." in token
+                assert "tojson" in token or is_key, f"{name}: {line}"
+        environment.parse(text)

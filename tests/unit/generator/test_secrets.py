@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from generator import certificates
+from generator.errors import UserError
+from generator.plan import plan
+from generator.secrets import PLAIN, Store, for_host, lay_out
+from tests.unit.generator.clusters import one_host, three_hosts
+
+UID = os.geteuid()
+
+
+def store(folder: Path, *, tls: bool = True) -> Store:
+    made = Store(folder / "secrets")
+    made.create_missing(("video.example.lan", "192.168.1.10"), tls=tls)
+    return made
+
+
+def test_made_once_and_private(tmp_path: Path) -> None:
+    first = store(tmp_path)
+    values = first.read()
+    assert first.create_missing(("other",), tls=True) == []
+    assert first.read() == values
+    assert len(set(values.values())) == len(values)
+    assert all(len(values[name]) >= 43 for name in PLAIN)
+    assert stat.S_IMODE(first.folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in first.folder.iterdir()} == {0o600}
+
+
+def test_each_host_gets_only_what_its_services_mount(tmp_path: Path) -> None:
+    values = store(tmp_path).read()
+    the_plan = plan(three_hosts())
+    worker_only = for_host(the_plan.by_name["gpu-03"], values)
+    assert {"api_keys", "tls.key", "cluster_token.nginx"}.isdisjoint(worker_only)
+    assert {"redis_password", "cluster_token"} <= worker_only.keys()
+    gateway = for_host(the_plan.by_name["gpu-01"], values)
+    assert gateway["cluster_token.nginx"] == b'proxy_set_header Authorization "Bearer %s";\n' % values["cluster_token"]
+    digest = hashlib.sha256(values["api_key"]).hexdigest()
+    assert gateway["api_keys"] == f"operator:operator:{digest}\n".encode()
+    assert not any(values["api_key"] in content for content in gateway.values()), "hosts know only the key's hash"
+
+
+def test_every_secret_a_service_mounts_exists(tmp_path: Path) -> None:
+    import yaml
+
+    from generator.render import render
+    from generator.sources import read_sources
+
+    values = store(tmp_path).read()
+    for cluster in (one_host(), three_hosts()):
+        the_plan = plan(cluster)
+        for name, files in render(the_plan, read_sources()):
+            wanted = {f"./secrets/{secret}" for secret in for_host(the_plan.by_name[name], values)}
+            mounted = {secret["file"] for secret in yaml.safe_load(files["compose.yaml"])["secrets"].values()}
+            assert mounted == wanted, name
+
+
+def test_laid_out_private_for_the_containers_user_and_pruned(tmp_path: Path) -> None:
+    values = store(tmp_path).read()
+    lay_out(plan(one_host()), tmp_path, values, uid=UID)
+    folder = tmp_path / "demo/secrets"
+    (folder / "old").write_text("stale")
+    inode = (folder / "redis_password").stat().st_ino
+    lay_out(plan(one_host()), tmp_path, values, uid=UID)
+    assert not (folder / "old").exists()
+    assert (folder / "redis_password").stat().st_ino == inode, "an unchanged file is left alone: it may be mounted"
+    assert {(stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) for path in folder.iterdir()} == {(0o600, UID)}
+
+
+def test_rotate_changes_one_and_all_that_follows_from_it(tmp_path: Path) -> None:
+    made = store(tmp_path)
+    before = made.read()
+    host = plan(one_host()).hosts[0]
+    made.rotate("cluster_token")
+    after = made.read()
+    assert {name for name in before if before[name] != after[name]} == {"cluster_token"}
+    old, new = for_host(host, before), for_host(host, after)
+    assert {name for name in old if old[name] != new[name]} == {"cluster_token", "cluster_token.nginx"}
+    with pytest.raises(UserError, match='"nothing" is not a secret'):
+        made.rotate("nothing")
+
+
+def test_a_missing_secret_is_told(tmp_path: Path) -> None:
+    made = store(tmp_path)
+    (made.folder / "api_key").unlink()
+    with pytest.raises(UserError, match="api_key: missing; run"):
+        made.read()
+
+
+def test_a_person_without_the_right_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="secrets"):
+        Store(Path("/proc/secrets")).create_missing(("x",), tls=False)
+
+
+def test_the_certificate_is_for_every_name_and_verifies(tmp_path: Path) -> None:
+    values = store(tmp_path).read()
+    leaf, authority = x509.load_pem_x509_certificates(values["tls.crt"])
+    leaf.verify_directly_issued_by(authority)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["video.example.lan"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["192.168.1.10"]
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "secrets/tls.crt", tmp_path / "secrets/tls.key")
+
+
+def test_another_authority_does_not_verify(tmp_path: Path) -> None:
+    leaf = x509.load_pem_x509_certificate(store(tmp_path).read()["tls.crt"])
+    _, stranger = certificates.make_authority()
+    with pytest.raises(InvalidSignature):
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(stranger))
