@@ -1,0 +1,53 @@
+"""`python -m appliance controller`: one watching task per target, one that keeps the gateway informed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+from appliance.controller.policy import Rules, Target
+from appliance.controller.probe import Pace, Prober
+from appliance.controller.reconcile import Gateway, Reconciler
+from appliance.controller.settings import ControllerSettings, read_controller_settings
+from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
+from appliance.logs import configure_logging
+
+log = logging.getLogger(__name__)
+
+
+def run() -> None:
+    settings = read_controller_settings(os.environ)
+    configure_logging(settings.common)
+    asyncio.run(control(settings))
+
+
+async def control(settings: ControllerSettings) -> None:
+    """Works until a signal asks to stop. A task that fails ends the process: Docker starts it afresh, and the gateway
+    keeps the last state meanwhile."""
+    stop = asyncio.Event()
+    reconciler = Reconciler(settings.targets, Rules(), Gateway(settings.gateway_socket))
+    log.info("watching %d targets", len(settings.targets))
+    with stop_on_signals(stop):
+        stopping = start_task("stop", stop.wait())
+        tasks = [start_task("reconcile", reconciler.run())]
+        for position, target in enumerate(settings.targets):
+            delay = settings.pace.interval_seconds * position / len(settings.targets)
+            tasks.append(start_task(f"watch-{target.name}", watch(target, settings.pace, reconciler, delay)))
+        done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await cancel_tasks(stopping, *tasks)
+    for task in done - {stopping}:
+        task.result()
+    log.info("stopped")
+
+
+async def watch(target: Target, pace: Pace, reconciler: Reconciler, delay: float) -> None:
+    """Probes at a fixed pace; one that took longer than the interval is followed at once. The targets start spread
+    over the interval."""
+    prober = Prober(target, pace)
+    due = time.monotonic() + delay
+    while True:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        due = max(due + pace.interval_seconds, time.monotonic())
+        reconciler.note(target, await prober.probe())

@@ -1,0 +1,138 @@
+"""Asks one peer how it is: a new connection each time, bounded, never two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+from appliance.controller.exchange import Answer, ExchangeError, exchange
+from appliance.controller.policy import Observation, Target
+
+_PATHS = {"api": "/readyz", "webui": "/internal/ping"}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Connecting has a deadline of its own: a living kernel answers at once however busy its processors are."""
+
+    interval_seconds: float = 0.25
+    connect_seconds: float = 0.2
+    timeout_seconds: float = 0.5
+
+
+class Prober:
+    """Probes one target. Containers change their address, so the name is looked up for every probe, but beside it:
+    a slow name server must not make a healthy peer look dead."""
+
+    def __init__(self, target: Target, pace: Pace) -> None:
+        self._target = target
+        self._pace = pace
+        self._address: str | None = None
+        self._failing = False
+        self._lookup: asyncio.Future[list[str]] | None = None
+        with contextlib.suppress(ValueError):
+            self._address = str(ipaddress.ip_address(target.host))
+        self._literal = self._address is not None
+
+    async def probe(self) -> Observation:
+        seen = await self._probe()
+        self._failing = seen.failure is not None
+        return seen
+
+    async def _probe(self) -> Observation:
+        address = await self._resolve()
+        if address is None:
+            return self._observed(None, f"name {self._target.host} does not resolve")
+        try:
+            answer = await self._ask(address)
+        except ConnectionRefusedError:
+            return self._observed(address, "connection refused", refused=True)
+        except asyncio.TimeoutError as error:
+            return self._observed(address, str(error) or "no answer in time")
+        except (OSError, ExchangeError) as error:
+            return self._observed(address, f"{type(error).__name__}: {error}")
+        return self._observed(address, _fault(self._target.pool, answer))
+
+    def _observed(self, address: str | None, failure: str | None, refused: bool = False) -> Observation:
+        return Observation(time.monotonic(), address, failure, refused)
+
+    async def _ask(self, address: str) -> Answer:
+        try:
+            reader, writer = await asyncio.wait_for(
+                asyncio.open_connection(address, self._target.port), self._pace.connect_seconds
+            )
+        except asyncio.TimeoutError:
+            raise asyncio.TimeoutError(f"no connection in {self._pace.connect_seconds:g} s") from None
+        request = f"GET {_PATHS[self._target.pool]}"
+        try:
+            return await asyncio.wait_for(
+                exchange(reader, writer, request, self._target.host), self._pace.timeout_seconds
+            )
+        except asyncio.TimeoutError:
+            raise asyncio.TimeoutError(f"no answer in {self._pace.timeout_seconds:g} s") from None
+        finally:
+            writer.transport.abort()
+
+    async def _resolve(self) -> str | None:
+        """The newest known address; waits for the name server only while none is known."""
+        if self._literal:
+            return self._address
+        if self._lookup is None:
+            self._lookup = look_up(self._target.host, self._target.port)
+        timeout = self._pace.timeout_seconds if self._address is None else 0
+        await asyncio.wait({self._lookup}, timeout=timeout)
+        if self._lookup.done():
+            found = [] if self._lookup.exception() else self._lookup.result()
+            self._lookup = None
+            if found and self._address not in found:
+                self._address = found[0]
+            elif not found and self._failing:
+                # Its address may belong to another container by now, which would answer in its name.
+                self._address = None
+        return self._address
+
+
+def look_up(host: str, port: int) -> asyncio.Future[list[str]]:
+    """The host's addresses. In a daemon thread: one that hangs must neither starve the others nor delay the exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[list[str]] = loop.create_future()
+
+    def deliver(addresses: list[str], error: OSError | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(addresses)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        addresses: list[str] = []
+        failure: OSError | None = None
+        try:
+            addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError) as error:
+            failure = error if isinstance(error, OSError) else OSError(str(error))
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(deliver, addresses, failure)
+
+    threading.Thread(target=work, name=f"lookup-{host}", daemon=True).start()
+    return future
+
+
+def _fault(pool: str, answer: Answer) -> str | None:
+    """What is wrong with this answer, or None."""
+    if answer.status != 200:
+        return f"{_PATHS[pool]} answered {answer.status}"
+    if pool != "webui":
+        return None
+    try:
+        status = json.loads(answer.body)["status"]
+    except (ValueError, TypeError, KeyError):
+        return f"{_PATHS[pool]} answered no status"
+    return None if status == "ok" else f"{_PATHS[pool]} answered status {status!r}"

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+
+from appliance.controller.policy import Node, Observation, Rules, Target, Verdict, decide, observe
+
+RULES = Rules()
+TARGET = Target("webui", "gpu-01/0", "webui-0", 7860)
+
+
+def run(node: Node, outcomes: str, start: float = 0.0, step: float = 0.25) -> Node:
+    """`.` a success, `x` a failure, `r` a refused connection, one every `step` seconds."""
+    for position, outcome in enumerate(outcomes):
+        at = start + position * step
+        failure = None if outcome == "." else "no answer"
+        node = observe(node, Observation(at, "10.0.0.1", failure, refused=outcome == "r"), RULES)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verdict"),
+    [
+        ("", Verdict.UNKNOWN),
+        (".", Verdict.UNKNOWN),
+        ("..", Verdict.UP),
+        ("x", Verdict.UNKNOWN),
+        ("xx", Verdict.DOWN),
+        ("r", Verdict.DOWN),
+        ("..x", Verdict.UP),
+        ("..x.x.x", Verdict.UP),
+        ("..xx", Verdict.DOWN),
+        ("..r", Verdict.DOWN),
+        ("xx.", Verdict.DOWN),
+        ("xx..", Verdict.UP),
+        ("xx.x.", Verdict.DOWN),
+    ],
+)
+def test_verdicts(outcomes: str, verdict: Verdict) -> None:
+    assert run(Node(TARGET), outcomes).verdict is verdict
+
+
+def test_a_flapping_node_is_held_down_twice_as_long_each_time() -> None:
+    node, at, holds = run(Node(TARGET), ".."), 1.0, []
+    for _ in range(10):
+        node = run(node, "r", at)
+        holds.append(max(0.0, node.held_until - at))
+        at = max(at, node.held_until)
+        node = run(node, "..", at, step=0.1)
+        at += 0.2
+        assert node.verdict is Verdict.UP
+    assert holds[:3] == [0, 0, 0]
+    assert holds[3:] == pytest.approx([2, 4, 8, 16, 32, 60, 60])
+
+
+def test_a_held_node_does_not_rise_before_its_time() -> None:
+    node = Node(TARGET)
+    for at in (1.0, 2.0, 3.0, 4.0):
+        node = run(run(node, "..", at, step=0.1), "r", at + 0.5)
+    assert node.held_until == pytest.approx(6.5)
+    assert run(node, "......", 4.6).verdict is Verdict.DOWN
+    assert run(node, "......", 5.5).verdict is Verdict.UP
+
+
+def test_old_falls_are_forgotten() -> None:
+    node = Node(TARGET)
+    for at in (1.0, 2.0, 3.0, 304.0):
+        node = run(run(node, "..", at, step=0.1), "r", at + 0.5)
+    assert node.held_until == 0
+
+
+def fleet(*outcomes: str) -> list[Node]:
+    nodes = [Node(Target("webui", f"n{index}", f"h{index}", 7860)) for index in range(len(outcomes))]
+    return [run(node, outcome) for node, outcome in zip(nodes, outcomes, strict=True)]
+
+
+def names(nodes: list[Node], now: float) -> list[str] | None:
+    peers = decide(nodes, now, RULES)
+    return None if peers is None else [peer.name for peer in peers["webui"]]
+
+
+def test_nothing_is_decided_before_every_node_is_judged() -> None:
+    assert names(fleet("..", "."), 1.0) is None
+    assert names(fleet("..", "xx"), 1.0) == ["n0"]
+
+
+def test_both_pools_are_always_named() -> None:
+    assert decide([], 0.0, RULES) == {"api": (), "webui": ()}
+
+
+def test_a_failed_node_leaves_the_others_alone() -> None:
+    assert names(fleet("....", "..xx", "...."), 0.75) == ["n0", "n2"]
+
+
+def test_when_all_fail_together_the_state_is_kept_for_a_second() -> None:
+    nodes = fleet("..xx", "..xx", "...xx")  # the last one falls 0.25 s later, at 1.0
+    assert names(nodes, 1.0) == ["n0", "n1", "n2"]
+    assert names(nodes, 1.99) == ["n0", "n1", "n2"]
+    assert names(nodes, 2.0) == []
+
+
+def test_a_node_that_failed_long_before_is_not_revived_by_the_doubt() -> None:
+    nodes = fleet("..xx", "..........xx")  # falls at 0.75 and at 2.75
+    assert names(nodes, 2.8) == ["n1"]
+
+
+def test_nodes_that_never_worked_are_not_doubted() -> None:
+    assert names(fleet("xx", "rr"), 0.3) == []
+
+
+def test_a_peer_carries_the_address_of_the_newest_answer() -> None:
+    node = run(Node(TARGET), "..")
+    node = observe(node, Observation(2.0, "10.0.0.9"), RULES)
+    peers = decide([node], 2.0, RULES)
+    assert peers is not None
+    assert [peer.ip for peer in peers["webui"]] == ["10.0.0.9"]

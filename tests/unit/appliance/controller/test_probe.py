@@ -1,0 +1,140 @@
+"""The prober against real sockets of this machine; only the name service is played."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from appliance.controller import probe
+from appliance.controller.policy import Target
+from appliance.controller.probe import Pace, Prober
+
+PACE = Pace(interval_seconds=0.05, connect_seconds=0.2, timeout_seconds=0.2)
+
+
+@asynccontextmanager
+async def peer(answer: bytes | None, port: int = 0) -> AsyncIterator[int]:
+    """A server that says `answer`, or nothing at all; yields its port."""
+
+    talks: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is None:
+            await reader.read()  # until the other side gives up
+        else:
+            writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for talk in talks:
+            talk.transport.abort()
+        await asyncio.sleep(0)
+
+
+def ping(status: str) -> bytes:
+    return b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps({"status": status}).encode()
+
+
+async def outcome(answer: bytes | None) -> str | None:
+    async with peer(answer) as port:
+        return (await Prober(Target("webui", "n", "127.0.0.1", port), PACE).probe()).failure
+
+
+async def test_answers_are_judged() -> None:
+    assert await outcome(ping("ok")) is None
+    assert await outcome(ping("draining")) == "/internal/ping answered status 'draining'"
+    assert await outcome(b"HTTP/1.1 503 No\r\n\r\n") == "/internal/ping answered 503"
+    assert await outcome(b"SSH-2.0\r\n") is not None
+    assert await outcome(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000) is not None
+
+
+async def test_silence_ends_in_time() -> None:
+    begin = asyncio.get_running_loop().time()
+    assert await outcome(None) == "no answer in 0.2 s"
+    assert asyncio.get_running_loop().time() - begin < 1
+
+
+async def test_a_refused_connection_is_told_apart() -> None:
+    async with peer(None) as port:
+        pass
+    seen = await Prober(Target("webui", "n", "127.0.0.1", port), PACE).probe()
+    assert (seen.failure, seen.refused) == ("connection refused", True)
+
+
+class Names:
+    """A name service whose answer can be changed; None means "no such name", a number a delay."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answer: str | None = "127.0.0.1"
+        self.delay = 0.0
+        monkeypatch.setattr(probe, "look_up", self.look_up)
+
+    def look_up(self, host: str, port: int) -> asyncio.Future[list[str]]:
+        async def later() -> list[str]:
+            await asyncio.sleep(self.delay)
+            if self.answer is None:
+                raise socket.gaierror(socket.EAI_NONAME, "no such name")
+            return [self.answer]
+
+        return asyncio.ensure_future(later())
+
+
+async def test_a_name_server_that_fails_or_hangs_does_not_make_a_healthy_peer_look_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = Names(monkeypatch)
+    async with peer(ping("ok")) as port:
+        prober = Prober(Target("webui", "n", "webui-0", port), PACE)
+        assert (await prober.probe()).failure is None
+        names.answer = None
+        for _ in range(4):
+            await asyncio.sleep(0.01)
+            assert (await prober.probe()).failure is None
+        names.delay = 5
+        for _ in range(4):
+            begin = asyncio.get_running_loop().time()
+            assert (await prober.probe()).failure is None
+            assert asyncio.get_running_loop().time() - begin < 0.2
+
+
+async def test_a_peer_that_is_gone_is_not_looked_for_at_its_old_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    async with peer(ping("ok")) as port:
+        prober = Prober(Target("webui", "n", "webui-0", port), PACE)
+        assert (await prober.probe()).failure is None
+    names.answer = None
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        assert (await prober.probe()).failure is not None
+    async with peer(ping("ok"), port):
+        assert (await prober.probe()).failure == "name webui-0 does not resolve"
+
+
+async def test_a_new_address_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    names.answer = "127.0.0.2"
+    async with peer(ping("ok")) as port:
+        prober = Prober(Target("webui", "n", "webui-0", port), PACE)
+        assert (await prober.probe()).refused
+        names.answer = "127.0.0.1"
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            seen = await prober.probe()
+        assert (seen.failure, seen.address) == (None, "127.0.0.1")
+
+
+async def test_real_names_resolve() -> None:
+    assert "127.0.0.1" in await probe.look_up("localhost", 80)
+    with pytest.raises(OSError, match=r"."):
+        await probe.look_up("no-such-name.invalid", 80)
