@@ -1,0 +1,106 @@
+"""`python -m appliance VERB`: one image, one verb per service."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from appliance import healthcheck, storage
+from appliance.errors import ApplianceError
+from appliance.settings import read_agent_settings, read_api_settings, read_storage_settings
+
+EPILOG = """\
+examples:
+  python -m appliance api                      serve the public API (behind the gateway)
+  python -m appliance agent                    lease jobs for one GPU and have its webui do them
+  python -m appliance storage-init --create    prepare the two volumes, once, before anything else
+  python -m appliance healthcheck api          exit 0 when the api of this container is alive
+
+Everything else is told by environment variables (APPLIANCE_*) and secret files; a service that lacks one
+names all that are missing and exits 1.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m appliance",
+        description="The services of an AnimateDiff HA appliance.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("api", help="the public HTTP API: submit, watch and fetch jobs")
+    verbs.add_parser("agent", help="one per GPU: leases jobs, drives the webui, commits results")
+    verbs.add_parser("controller", help="probes the nodes and tells the gateway who gets traffic")
+    init = verbs.add_parser("storage-init", help="verify the two volumes; with --create, prepare them")
+    init.add_argument("--create", action="store_true", help="make folders and marker files, owned by 10001:10001")
+    health = verbs.add_parser("healthcheck", help="exit 0 when alive, 1 otherwise, within 2 s")
+    health.add_argument("what", choices=("api", "agent", "controller", "http"), help="the service, or `http URL`")
+    health.add_argument("url", nargs="?", help="the address for `http`; 2xx is healthy")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    environment = os.environ if environment is None else environment
+    try:
+        if options.verb == "storage-init":
+            return init_storage(environment, create=options.create)
+        if options.verb == "healthcheck":
+            if (options.what == "http") != (options.url is not None):
+                parser.error("`http` needs a URL, the other checks take none")
+            return check_health(options.what, options.url, environment)
+        return run_service(options.verb, environment)
+    except ApplianceError as error:
+        for line in str(error).splitlines():
+            print(f"appliance {options.verb}: {line}", file=sys.stderr)
+        return 1
+
+
+def run_service(verb: str, environment: Mapping[str, str]) -> int:
+    # Imported late: each service starts without the libraries of the others.
+    if verb == "api":
+        from appliance.api.main import run as run_api
+
+        return run_api(read_api_settings(environment))
+    if verb == "agent":
+        from appliance.agent.main import run as run_agent
+
+        return run_agent(read_agent_settings(environment))
+    from appliance.controller.main import run as run_controller
+
+    run_controller()
+    return 0
+
+
+def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
+    settings = read_storage_settings(environment)
+    if create:
+        storage.prepare(settings.jobs_dir)
+        storage.prepare(settings.models_dir, storage.MODEL_FOLDERS)
+    problems = storage.find_problems(settings.jobs_dir)
+    problems += storage.find_problems(settings.models_dir, storage.MODEL_FOLDERS)
+    for problem in problems:
+        print(f"appliance storage-init: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"storage is prepared: {settings.jobs_dir}, {settings.models_dir}")
+    return 1 if problems else 0
+
+
+def check_health(what: str, url: str | None, environment: Mapping[str, str]) -> int:
+    if what == "http":
+        problem = healthcheck.check_http(url or "")
+    elif what == "api":
+        problem = healthcheck.check_http(healthcheck.api_url(environment))
+    else:
+        problem = healthcheck.check_heartbeat(what)
+    if problem:
+        print(problem, file=sys.stderr)
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The agent: one process per GPU, between the queue and one webui."""

@@ -1,0 +1,73 @@
+"""How an attempt ends, and what each thing a webui can say or do means for it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.agent.webui import WebuiError, WebuiNotThere, WebuiRefused
+from appliance.job import Reason
+from appliance.queue import FailKind
+from appliance.storage import ResultFile
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The webui says that these files are written and durable."""
+
+    files: tuple[ResultFile, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    kind: FailKind
+    reason: Reason
+    message: str
+    # The webui could not even take the job: look at it longer and longer before trusting its ping again.
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Fenced:
+    """Somebody else holds the job now; whatever is here is nobody's."""
+
+
+Ending = Finished | Failed | Fenced
+
+KIND_OF_REASON = {
+    Reason.OOM: FailKind.OOM,
+    Reason.INVALID_INPUT: FailKind.PERMANENT,
+    Reason.WORKER_LOST: FailKind.RELEASE,
+}
+
+
+def crashed(message: str, reason: Reason = Reason.WORKER_LOST) -> Failed:
+    return Failed(FailKind.CRASH, reason, message)
+
+
+def released(message: str, *, refused: bool = False) -> Failed:
+    return Failed(FailKind.RELEASE, Reason.WORKER_LOST, message, refused)
+
+
+def of_error_event(event: dict[str, Any]) -> Failed:
+    reason = Reason.parse(event.get("reason"))
+    return Failed(KIND_OF_REASON.get(reason, FailKind.ERROR), reason, str(event.get("message") or "no message"))
+
+
+def of_done_event(event: dict[str, Any]) -> Finished | Failed:
+    try:
+        files = tuple(ResultFile.parse(item) for item in event["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        return Failed(FailKind.ERROR, Reason.UNKNOWN, f"the webui's result cannot be understood: {error}")
+    return Finished(files)
+
+
+def of_webui_error(error: WebuiError, *, started: bool) -> Failed:
+    """A webui that was never reached has not touched the job; one that broke in the middle has crashed."""
+    if isinstance(error, WebuiRefused):
+        if error.status in (400, 413, 422):
+            return Failed(FailKind.PERMANENT, Reason.INVALID_INPUT, error.detail)
+        return released(str(error), refused=True)
+    if isinstance(error, WebuiNotThere) and not started:
+        return released(str(error), refused=True)
+    return crashed(str(error))

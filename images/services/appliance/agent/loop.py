@@ -1,0 +1,174 @@
+"""The agent's life: wait until its webui is ready, claim one job, run it, again; drain when asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+from appliance.agent.attempt import Attempt
+from appliance.agent.ending import Failed
+from appliance.agent.webui import Ping, Webui, WebuiError
+from appliance.errors import QueueError, QueueUnavailable
+from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
+from appliance.logs import OnceUntilChanged, fields
+from appliance.outcome_log import log_outcomes
+from appliance.queue import Claim, FailKind, Nothing, Queue
+from appliance.settings import AgentSettings
+from appliance.storage import MARKER, has_marker
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.25
+NOT_READY_SECONDS = 0.5
+# Below the socket timeout: a blocking read that times out would look like an outage.
+WAKE_SECONDS = 0.7
+REFUSED_MOST_SECONDS = 10.0
+MARKER_SECONDS = 2.0
+
+
+class Agent:
+    def __init__(self, settings: AgentSettings, queue: Queue, webui: Webui) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._webui = webui
+        self._boot_id = uuid.uuid4().hex
+        self._nonce = uuid.uuid4().hex
+        self._state = "unready"
+        self._ping = Ping(ready=False, status="not asked yet")
+        self._refusals = 0
+        self._drain_over = asyncio.Event()
+        self._readiness = OnceUntilChanged(log)
+        self._redis = OnceUntilChanged(log)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        beside = [
+            start_task("alive", keep_heartbeat("agent")),
+            start_task("register", self._keep_registered()),
+            start_task("drain", self._drain(stop)),
+        ]
+        try:
+            while not stop.is_set():
+                await self._turn(stop)
+        finally:
+            self._state = "stopped"
+            await cancel_tasks(*beside)
+            await self._say_goodbye()
+
+    async def _turn(self, stop: asyncio.Event) -> None:
+        if not await self._is_ready():
+            self._state = "unready"
+            await wait_or_stop(stop, NOT_READY_SECONDS)
+            return
+        self._state = "idle"
+        try:
+            answer = await self._queue.claim(self._settings.worker, self._nonce)
+        except QueueError as error:
+            # The same nonce again: if the claim did reach Redis, the answer will be the same job.
+            self._redis.failing(f"cannot claim: {error}", event="queue_unavailable")
+            await wait_or_stop(stop, RETRY_SECONDS)
+            return
+        self._redis.fine("claiming works again", event="queue_available")
+        self._nonce = uuid.uuid4().hex
+        if isinstance(answer, Claim):
+            await self._work(answer, stop)
+        else:
+            await self._wait_for_work(answer, stop)
+        await self._log_outcomes(answer)
+
+    async def _work(self, claim: Claim, stop: asyncio.Event) -> None:
+        if stop.is_set():
+            # Stopped between asking and the answer: give the job back before anything has begun.
+            self._drain_over.set()
+        self._state = "draining" if stop.is_set() else "running"
+        about = fields(job_id=claim.job_id, attempt=claim.fence, event="claimed")
+        log.info("job %s claimed", claim.job_id, extra=about)
+        ending = await Attempt(self._settings, self._queue, self._webui, claim, self._drain_over).run()
+        if isinstance(ending, Failed) and ending.refused:
+            self._refusals += 1
+            pause = min(REFUSED_MOST_SECONDS, 0.5 * 2**self._refusals)
+            log.warning("the webui refused a job it was ready for, waiting %g s: %s", pause, ending.message)
+            self._state = "unready"
+            await wait_or_stop(stop, pause)
+        elif not (isinstance(ending, Failed) and ending.kind is FailKind.CRASH):
+            self._refusals = 0
+
+    async def _is_ready(self) -> bool:
+        if not await self._has_storage():
+            self._readiness.failing(f"no {MARKER} in {self._settings.jobs_dir}: storage is not mounted or not prepared")
+            return False
+        self._ping = await self._webui.ping()
+        if not self._ping.ready:
+            self._readiness.failing(f"the webui is not ready: {self._ping.status}", event="webui_not_ready")
+            return False
+        if self._ping.busy is not None:
+            await self._free_webui(self._ping.busy)
+            return False
+        self._readiness.fine("the webui is ready", event="webui_ready")
+        return True
+
+    async def _has_storage(self) -> bool:
+        check = asyncio.to_thread(has_marker, self._settings.jobs_dir)
+        try:
+            return await asyncio.wait_for(check, MARKER_SECONDS)
+        except (asyncio.TimeoutError, OSError):
+            return False
+
+    async def _free_webui(self, job_id: str) -> None:
+        """This agent holds no job, so whatever its webui works on is a leftover that nobody waits for."""
+        log.warning("the webui still works on %s: interrupting it", job_id, extra=fields(job_id=job_id))
+        try:
+            await self._webui.interrupt(job_id)
+        except WebuiError as error:
+            self._readiness.failing(f"the webui cannot be freed: {error}")
+
+    async def _wait_for_work(self, nothing: Nothing, stop: asyncio.Event) -> None:
+        seconds = WAKE_SECONDS
+        if nothing.next_due_seconds is not None:
+            seconds = min(seconds, max(0.02, nothing.next_due_seconds))
+        stopping = start_task("stop", stop.wait())
+        waking = start_task("wake", self._queue.wait_for_work(nothing.cursor, seconds))
+        try:
+            await asyncio.wait({stopping, waking}, return_when=asyncio.FIRST_COMPLETED)
+            if waking.done() and isinstance(waking.exception(), QueueError):
+                await wait_or_stop(stop, RETRY_SECONDS)
+        finally:
+            await cancel_tasks(stopping, waking)
+
+    async def _log_outcomes(self, answer: Claim | Nothing) -> None:
+        try:
+            await log_outcomes(self._queue, answer.outcomes)
+        except QueueUnavailable as error:
+            log.warning("%d outcomes could not be logged: %s", len(answer.outcomes), error)
+
+    async def _drain(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        if self._state == "running":
+            self._state = "draining"
+            log.info("draining: the running job gets %g s", self._settings.drain_seconds)
+        await asyncio.sleep(self._settings.drain_seconds)
+        self._drain_over.set()
+
+    async def _keep_registered(self) -> None:
+        while True:
+            try:
+                await self._register()
+            except QueueError as error:
+                log.debug("not registered: %s", error)
+            await asyncio.sleep(self._settings.queue.beat_seconds)
+
+    async def _register(self) -> None:
+        await self._queue.register(
+            self._settings.worker,
+            boot_id=self._boot_id,
+            state=self._state,
+            engine=self._ping.engine,
+            fingerprint=self._ping.fingerprint,
+            synthetic="1" if self._ping.synthetic else "0",
+        )
+
+    async def _say_goodbye(self) -> None:
+        try:
+            await asyncio.wait_for(self._register(), 1.0)
+        except (QueueError, asyncio.TimeoutError) as error:
+            log.debug("left without a word: %s", error)

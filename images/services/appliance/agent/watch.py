@@ -1,0 +1,89 @@
+"""What a running attempt has shown so far, and when to stop believing in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from appliance.agent.ending import Failed, crashed
+from appliance.job import Reason
+from appliance.queue import FailKind
+from appliance.settings import AgentSettings
+
+SAMPLE_SECONDS = 0.1
+OWN_FREEZE_SECONDS = 0.5
+
+
+class Progress:
+    """Fed with the webui's events. Times are monotonic seconds of this process."""
+
+    def __init__(self) -> None:
+        now = time.monotonic()
+        self.step = 0
+        self.total_steps = 0
+        self.phase = ""
+        self.started = False
+        self.began = now
+        self.last_line = now
+        self.last_progress = now
+
+    def note(self, event: dict[str, Any]) -> None:
+        self.last_line = time.monotonic()
+        before = (self.started, self.step, self.phase)
+        kind = event.get("event")
+        if kind in ("started", "step"):
+            self.started = True
+            self.step = _count(event.get("step"), self.step)
+            self.total_steps = _count(event.get("total_steps"), self.total_steps)
+        if kind == "step":
+            self.phase = "step"
+        elif kind == "alive":
+            self.phase = str(event.get("phase") or self.phase)[:32]
+        if before != (self.started, self.step, self.phase):
+            self.last_progress = self.last_line
+
+    def forgive(self, seconds: float) -> None:
+        """This process itself stood still: the webui's lines were there, unread."""
+        self.last_line += seconds
+        self.last_progress += seconds
+
+
+class Watchdog:
+    def __init__(self, progress: Progress, settings: AgentSettings, deadline_seconds: float | None) -> None:
+        self._progress = progress
+        self._settings = settings
+        self._deadline = deadline_seconds
+
+    async def run(self) -> Failed:
+        """Returns when the attempt has to be given up."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            now = time.monotonic()
+            late = now - last - SAMPLE_SECONDS
+            if late > OWN_FREEZE_SECONDS:
+                self._progress.forgive(late)
+            last = now
+            verdict = self.judge(now)
+            if verdict is not None:
+                return verdict
+
+    def judge(self, now: float) -> Failed | None:
+        progress, settings = self._progress, self._settings
+        if now - progress.last_line > settings.stream_silence_seconds:
+            return crashed(f"the webui said nothing for {settings.stream_silence_seconds:g} s")
+        if now - progress.last_progress > settings.no_progress_seconds:
+            where = progress.phase or "start"
+            return crashed(f"no progress in phase {where} for {settings.no_progress_seconds:g} s", Reason.TIMEOUT)
+        ran = now - progress.began
+        if ran > settings.queue.job_timeout_seconds:
+            limit = settings.queue.job_timeout_seconds
+            return Failed(FailKind.ERROR, Reason.TIMEOUT, f"the attempt took longer than {limit:g} s")
+        if self._deadline is not None and ran > self._deadline:
+            return Failed(FailKind.PERMANENT, Reason.TIMEOUT, "the job's deadline passed while it was running")
+        return None
+
+
+def _count(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) and 0 <= value < 2**31 else otherwise

@@ -1,0 +1,53 @@
+"""Puts the API together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+from appliance.api import cluster, events, jobs, results
+from appliance.api.auth import Authenticate, KeyRing
+from appliance.api.limits import BodyLimit
+from appliance.api.problems import install_handlers
+from appliance.api.services import Services
+from appliance.api.ticker import Ticker
+from appliance.lifecycle import cancel_tasks, start_task
+from appliance.queue import Queue
+from appliance.settings import ApiSettings
+
+
+def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
+    services = Services(settings=settings, queue=queue, ticker=Ticker(queue))
+    app = FastAPI(
+        title="AnimateDiff HA appliance",
+        version="1",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(services),
+    )
+    app.state.services = services
+    for part in (jobs, events, results, cluster):
+        app.include_router(part.router)
+    install_handlers(app)
+    # The last one added runs first: who is asking comes before how much they send.
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Authenticate, ring=KeyRing(settings.api_keys_file))
+    return app
+
+
+def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        ticker = start_task("ticker", services.ticker.run())
+        try:
+            yield
+        finally:
+            services.stopping.set()
+            await cancel_tasks(ticker)
+            await services.queue.close()
+
+    return lifespan

@@ -1,0 +1,137 @@
+"""One job's events: as server-sent events (resumable with Last-Event-ID) and as their WebSocket twin."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response, WebSocket, WebSocketDisconnect
+from starlette.responses import StreamingResponse
+
+from appliance.api.problems import Problem, documented
+from appliance.api.services import Caller, JobId, Services, ServicesHere, find_job
+from appliance.api.views import view_job
+from appliance.errors import QueueUnavailable
+from appliance.job import JobState
+from appliance.queue import JobRecord
+from appliance.queue.types import StreamEvent
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["events"])
+
+POLL_SECONDS = 0.25
+KEEP_ALIVE_SECONDS = 5.0
+EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
+FINAL = frozenset(state.value for state in JobState if state.is_final)
+
+LastEventId = Annotated[str | None, Header(max_length=64)]
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=documented(401, 404, 422, 503))
+async def stream_events(
+    services: ServicesHere, caller: Caller, job_id: JobId, last_event_id: LastEventId = None
+) -> Response:
+    """`text/event-stream`: first a `job` event with the whole job, then every change; ends with the job."""
+    job = await find_job(services, caller, job_id)
+    start = known_position(last_event_id)
+    if start and job.state.is_final and not await services.queue.events_after(job_id, start, 1):
+        return Response(status_code=204)  # tells an EventSource to stop reconnecting
+    return StreamingResponse(
+        _as_sse(services, job, start),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.websocket("/{job_id}/ws")
+async def serve_websocket(
+    socket: WebSocket,
+    services: ServicesHere,
+    caller: Caller,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Query(max_length=64)] = None,
+) -> None:
+    """The same events as JSON messages `{id, event, data}`; closes with 1000 when the job ends."""
+    try:
+        job = await find_job(services, caller, job_id)
+    except Problem as problem:
+        await socket.close(1008, problem.slug)
+        return
+    await socket.accept()
+    sender = asyncio.create_task(_send_all(socket, services, job, known_position(last_event_id)))
+    listener = asyncio.create_task(_listen(socket))
+    try:
+        await asyncio.wait({sender, listener}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sender.cancel()
+        listener.cancel()
+        await asyncio.gather(sender, listener, return_exceptions=True)
+
+
+def known_position(last_event_id: str | None) -> str | None:
+    return last_event_id if last_event_id and EVENT_ID.fullmatch(last_event_id) else None
+
+
+async def follow(services: Services, job: JobRecord, start: str | None) -> AsyncIterator[StreamEvent | None]:
+    """Events after `start`; None every few seconds of silence. Survives outages of Redis."""
+    if start is None:
+        yield _snapshot(services, job)
+    position = start or "0-0"
+    last_sign = time.monotonic()
+    while not services.stopping.is_set():
+        try:
+            events = await services.queue.events_after(job.job_id, position)
+            for event in events:
+                position = event.event_id
+                yield event
+                if event.kind in FINAL:
+                    return
+            if events:
+                last_sign = time.monotonic()
+            elif time.monotonic() - last_sign >= KEEP_ALIVE_SECONDS:
+                last_sign = time.monotonic()
+                yield None
+                latest = await services.queue.get(job.job_id)
+                if latest is None:
+                    return
+                # The stream lives for an hour after its last event; the job's own record lives longer.
+                if latest.state.is_final and not await services.queue.events_after(job.job_id, position, 1):
+                    yield _snapshot(services, latest)
+                    return
+        except QueueUnavailable:
+            yield None
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _snapshot(services: Services, job: JobRecord) -> StreamEvent:
+    return StreamEvent("", "job", view_job(job, services.ticker.stats).model_dump(mode="json"))
+
+
+async def _as_sse(services: Services, job: JobRecord, start: str | None) -> AsyncIterator[str]:
+    yield "retry: 1000\n\n"
+    async for event in follow(services, job, start):
+        if event is None:
+            yield ": keep-alive\n\n"
+            continue
+        line = f"id: {event.event_id}\n" if event.event_id else ""
+        yield f"{line}event: {event.kind}\ndata: {json.dumps(event.data)}\n\n"
+
+
+async def _send_all(socket: WebSocket, services: Services, job: JobRecord, start: str | None) -> None:
+    async for event in follow(services, job, start):
+        if event is not None:
+            await socket.send_json({"id": event.event_id or None, "event": event.kind, "data": event.data})
+    await socket.close(1001 if services.stopping.is_set() else 1000)
+
+
+async def _listen(socket: WebSocket) -> None:
+    """Nothing is expected from the client; reading is how its leaving is noticed."""
+    try:
+        while True:
+            await socket.receive_text()
+    except (WebSocketDisconnect, KeyError):
+        return

@@ -1,0 +1,59 @@
+"""The result's files, straight from the winning attempt's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import FileResponse
+
+from appliance.api.problems import Problem, documented
+from appliance.api.services import Caller, JobId, ServicesHere, find_job
+from appliance.errors import StorageError
+from appliance.job import JobState, attempt_folder
+from appliance.queue import JobRecord
+from appliance.storage import Commit, ResultFile
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["results"])
+
+# Nothing a browser would run: media is played, everything else is downloaded.
+INLINE_TYPES = frozenset({"video/mp4", "image/gif", "image/webp", "image/png", "image/jpeg", "application/json"})
+
+
+async def read_result(
+    services: ServicesHere, caller: Caller, job_id: JobId, file: Annotated[int, Query(ge=0, le=100_000)] = 0
+) -> FileResponse:
+    """The `file`-th file of a finished job; range requests work."""
+    job = await find_job(services, caller, job_id)
+    path, described = locate(services.settings.jobs_dir, job, file)
+    media_type = described.media_type if described.media_type in INLINE_TYPES else "application/octet-stream"
+    return FileResponse(
+        path,
+        media_type=media_type,
+        filename=described.name,
+        content_disposition_type="inline",
+        headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"},
+    )
+
+
+def locate(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile]:
+    if job.state is not JobState.DONE or job.result is None:
+        raise Problem(409, "not-finished", f"the job is {job.state.value}; there is no result", state=job.state.value)
+    try:
+        commit = Commit.parse_object(job.result)
+    except StorageError as error:
+        raise Problem(404, "no-such-file", f"the result's description is broken: {error}") from error
+    if index >= len(commit.files):
+        raise Problem(404, "no-such-file", f"the result has {len(commit.files)} files, numbered from 0")
+    described = commit.files[index]
+    path = jobs_dir / attempt_folder(job.job_id, commit.fence) / described.name
+    if not path.is_file():
+        raise Problem(404, "file-missing", "the file is not on storage (any more, or storage is not mounted)")
+    return path, described
+
+
+_path = "/{job_id}/result"
+_responses = documented(401, 404, 409, 416, 422, 503)
+router.add_api_route(_path, read_result, methods=["GET"], response_class=FileResponse, responses=_responses)
+router.add_api_route(_path, read_result, methods=["HEAD"], include_in_schema=False, response_class=FileResponse)

@@ -1,0 +1,48 @@
+"""What the routes work with, put together once by `create_app`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Path
+from starlette.requests import HTTPConnection
+
+from appliance.api.auth import Identity, identity_of
+from appliance.api.problems import not_found
+from appliance.api.ticker import Ticker
+from appliance.job import is_job_id
+from appliance.queue import JobRecord, Queue
+from appliance.settings import ApiSettings
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: ApiSettings
+    queue: Queue
+    ticker: Ticker
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def get_services(connection: HTTPConnection) -> Services:
+    services = connection.app.state.services
+    assert isinstance(services, Services)  # noqa: S101 - set by create_app, for mypy
+    return services
+
+
+def get_identity(connection: HTTPConnection) -> Identity:
+    return identity_of(connection.state)
+
+
+ServicesHere = Annotated[Services, Depends(get_services)]
+Caller = Annotated[Identity, Depends(get_identity)]
+JobId = Annotated[str, Path(description="a job's id", max_length=64)]
+
+
+async def find_job(services: Services, caller: Identity, job_id: str) -> JobRecord:
+    """The job, if the caller may see it; a stranger's job looks like none at all."""
+    job = await services.queue.get(job_id) if is_job_id(job_id) else None
+    if job is None or (job.user != caller.name and not caller.is_operator):
+        raise not_found(job_id)
+    return job

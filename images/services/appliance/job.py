@@ -1,0 +1,188 @@
+"""What a job is: its request, its states, its id and where it lives on storage. Pure but for the clock of new ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+METADATA_LIMIT_BYTES: Final = 4096
+INIT_IMAGE_LIMIT_CHARS: Final = 15 * 1024 * 1024
+
+
+class JobState(str, Enum):
+    QUEUED = "queued"
+    DELAYED = "delayed"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+    @property
+    def is_final(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+# Any waiting job may die too: its deadline can pass before a worker is free.
+TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.DEAD}),
+    JobState.DELAYED: frozenset({JobState.QUEUED, JobState.CANCELLED, JobState.DEAD}),
+    JobState.RUNNING: frozenset({JobState.DONE, JobState.DELAYED, JobState.QUEUED, JobState.CANCELLED, JobState.DEAD}),
+    JobState.DONE: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.DEAD: frozenset(),
+}
+
+
+def is_legal(before: JobState, after: JobState) -> bool:
+    return after in TRANSITIONS[before]
+
+
+class Reason(str, Enum):
+    """Why an attempt failed; the same set everywhere."""
+
+    OOM = "OOM"
+    HOST_OOM = "HOST_OOM"
+    TIMEOUT = "TIMEOUT"
+    MODEL_LOAD_FAIL = "MODEL_LOAD_FAIL"
+    CUDA_ERROR = "CUDA_ERROR"
+    GPU_LOST = "GPU_LOST"
+    WORKER_LOST = "WORKER_LOST"
+    INVALID_INPUT = "INVALID_INPUT"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+
+    @classmethod
+    def parse(cls, value: object) -> Reason:
+        return cls(value) if isinstance(value, str) and value in cls._value2member_map_ else cls.UNKNOWN
+
+
+class Priority(str, Enum):
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+    @property
+    def slack_seconds(self) -> int:
+        return {Priority.HIGH: 0, Priority.NORMAL: 600, Priority.LOW: 3600}[self]
+
+
+class OutputFormat(str, Enum):
+    MP4 = "mp4"
+    GIF = "gif"
+    WEBP = "webp"
+    FRAMES = "frames"
+
+
+Prompt = Annotated[str, Field(max_length=4000)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f]+$")]
+Pixels = Annotated[int, Field(ge=64, le=1024, multiple_of=8)]
+
+
+class Lora(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: ModelName
+    weight: float = Field(1.0, ge=-4, le=4)
+
+
+class JobRequest(BaseModel):
+    """The public job request. Unknown fields are refused by name; what an engine cannot do, the engine refuses."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=4000)]
+    negative_prompt: Prompt = ""
+    width: Pixels = 512
+    height: Pixels = 512
+    frames: int = Field(16, ge=1, le=128)
+    fps: int = Field(8, ge=1, le=60)
+    steps: int = Field(20, ge=1, le=150)
+    cfg_scale: float = Field(7.5, ge=0, le=30)
+    seed: int = Field(-1, ge=-1, le=2**63 - 1)
+    sampler: Annotated[str, Field(max_length=64)] | None = None
+    model: ModelName | None = None
+    motion_module: ModelName | None = None
+    loras: list[Lora] = Field(default_factory=list, max_length=8)
+    init_image: Annotated[str, Field(max_length=INIT_IMAGE_LIMIT_CHARS)] | None = None
+    context_batch_size: int | None = Field(None, ge=1, le=128)
+    context_stride: int | None = Field(None, ge=1, le=16)
+    context_overlap: int | None = Field(None, ge=-1, le=127)
+    closed_loop: bool = False
+    format: list[OutputFormat] = Field(default_factory=lambda: [OutputFormat.MP4], min_length=1, max_length=4)
+    priority: Priority = Priority.NORMAL
+    deadline_seconds: float | None = Field(None, gt=0, le=7 * 86400)
+    metadata: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"maxProperties": 256})
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _accept_one_format(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("metadata")
+    @classmethod
+    def _limit_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size = len(json.dumps(value, allow_nan=False))
+        except RecursionError as error:
+            raise ValueError("is nested too deeply") from error
+        if size > METADATA_LIMIT_BYTES:
+            raise ValueError(f"is {size} bytes as JSON; at most {METADATA_LIMIT_BYTES} are kept")
+        return value
+
+    def canonical_json(self) -> str:
+        """What the client said, in one spelling: equal requests are equal texts. Pure ASCII."""
+        body = self.model_dump(mode="json", exclude_unset=True)
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def estimate_cost_ms(request: JobRequest) -> int:
+    """GPU milliseconds on the reference card: 16 frames of 512² in 20 steps are taken as 10 s. Only ratios matter."""
+    pixels = request.width * request.height / 512**2
+    return max(100, round(10_000 * pixels * (request.frames / 16) * (request.steps / 20)))
+
+
+def describe_for_log(request: dict[str, Any]) -> dict[str, Any]:
+    """The parameters worth correlating failures with; never the prompt, which belongs to the user."""
+    shown = ("width", "height", "frames", "fps", "steps", "cfg_scale", "sampler", "model", "motion_module", "format")
+    filled = {name: JobRequest.model_fields[name].get_default(call_default_factory=True) for name in shown}
+    filled.update({name: request[name] for name in shown if name in request})
+    filled["format"] = [getattr(item, "value", item) for item in filled["format"]]
+    filled["loras"] = [lora.get("name") for lora in request.get("loras", [])]
+    return filled
+
+
+def new_job_id(now_ms: int | None = None) -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random; sorts by time."""
+    timestamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (timestamp & (2**48 - 1)) << 80 | random
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
+
+
+def is_job_id(text: str) -> bool:
+    try:
+        parsed = uuid.UUID(text)
+    except ValueError:
+        return False
+    return str(parsed) == text and parsed.version == 7
+
+
+def job_folder(job_id: str) -> str:
+    """`<yyyy>/<mm>/<dd>/<job>`, relative to the jobs volume, from the id's own timestamp in UTC."""
+    if not is_job_id(job_id):
+        raise ValueError(f"{job_id!r} is not a UUIDv7 in canonical text")
+    created = datetime.fromtimestamp((uuid.UUID(job_id).int >> 80) / 1000, tz=timezone.utc)
+    return f"{created:%Y/%m/%d}/{job_id}"
+
+
+def attempt_folder(job_id: str, fence: int) -> str:
+    return f"{job_folder(job_id)}/attempts/{fence}"

@@ -1,0 +1,57 @@
+"""The one `event: job_result` line per ended attempt: with successes and parameters, or nothing can be correlated."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+
+from appliance.job import JobState, describe_for_log
+from appliance.logs import fields
+from appliance.queue import Outcome, Queue
+
+log = logging.getLogger("appliance.job_result")
+
+
+def log_job_result(
+    job_id: str,
+    state: JobState | None,
+    *,
+    kind: str,
+    worker: str,
+    attempt: int,
+    body: str | None,
+    reason: str | None = None,
+    message: str | None = None,
+    seconds: float | None = None,
+) -> None:
+    """`kind` is done, cancelled or the way the attempt failed; `state` is where the job went from there."""
+    level = logging.INFO if kind in ("done", "cancelled", "release") else logging.WARNING
+    extra = fields(
+        worker=worker,
+        job_id=job_id,
+        attempt=attempt,
+        event="job_result",
+        reason=reason,
+        result=kind,
+        state=state.value if state else None,
+        final=state.is_final if state else None,
+        seconds=None if seconds is None else round(seconds, 3),
+        detail=message,
+        parameters=describe_for_log(json.loads(body)) if body else None,
+    )
+    log.log(level, "job %s: %s", job_id, kind, extra=extra)
+
+
+async def log_outcomes(queue: Queue, outcomes: Iterable[Outcome]) -> None:
+    """For attempts that a script ended on its own: leases that ran out, deadlines that passed."""
+    for outcome in outcomes:
+        log_job_result(
+            outcome.job_id,
+            outcome.state,
+            kind=outcome.kind,
+            worker=outcome.worker,
+            attempt=outcome.fence,
+            body=await queue.request_body(outcome.job_id),
+            reason=outcome.reason,
+        )

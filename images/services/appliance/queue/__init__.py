@@ -1,0 +1,27 @@
+"""The job queue on Redis: one typed client, one Lua script per atomic move."""
+
+from appliance.queue.client import Queue
+from appliance.queue.types import (
+    BeatAnswer,
+    Claim,
+    CommitAnswer,
+    FailKind,
+    JobRecord,
+    Nothing,
+    Outcome,
+    Settlement,
+    Submission,
+)
+
+__all__ = [
+    "BeatAnswer",
+    "Claim",
+    "CommitAnswer",
+    "FailKind",
+    "JobRecord",
+    "Nothing",
+    "Outcome",
+    "Queue",
+    "Settlement",
+    "Submission",
+]

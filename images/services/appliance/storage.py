@@ -1,0 +1,209 @@
+"""The two volumes: their markers, the attempt folders, and COMMIT, the last arbiter of which attempt won."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import StorageError
+from appliance.job import attempt_folder, job_folder
+
+MARKER = ".animatediff-ha"
+MODEL_FOLDERS = ("checkpoint", "motion_module", "lora", "vae")
+OWNER = 10001
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    name: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def parse(cls, raw: Any) -> ResultFile:
+        """Raises ValueError for anything that is not a plain file inside an attempt's folder."""
+        if not isinstance(raw, dict):
+            raise ValueError(f"{raw!r} is not a file description")
+        try:
+            name, media_type, size = str(raw["name"]), str(raw["media_type"]), int(raw["size_bytes"])
+            digest = str(raw["sha256"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a file description lacks {error}") from error
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} is not a plain file name")
+        return cls(name, media_type, size, digest)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The content of COMMIT."""
+
+    job: str
+    fence: int
+    worker: str
+    files: tuple[ResultFile, ...]
+    committed_at: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def parse(cls, text: str) -> Commit:
+        try:
+            return cls.parse_object(json.loads(text))
+        except ValueError as error:
+            raise StorageError(f"COMMIT is not JSON: {error}") from error
+
+    @classmethod
+    def parse_object(cls, raw: Any) -> Commit:
+        try:
+            files = tuple(ResultFile.parse(item) for item in raw["files"])
+            return cls(str(raw["job"]), int(raw["fence"]), str(raw["worker"]), files, float(raw["committed_at"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"COMMIT cannot be understood: {error}") from error
+
+
+def is_plain_name(name: str) -> bool:
+    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\\0")
+
+
+def has_marker(root: Path) -> bool:
+    return (root / MARKER).is_file()
+
+
+def prepare(root: Path, folders: tuple[str, ...] = ()) -> None:
+    """Makes a volume root what the services expect; repeating it changes nothing."""
+    try:
+        for folder in (root, *(root / name for name in folders)):
+            folder.mkdir(parents=True, exist_ok=True)
+            _give_away(folder)
+        marker = root / MARKER
+        if not marker.exists():
+            marker.write_text("A volume of this appliance. Services are not ready without this file.\n")
+        _give_away(marker)
+    except OSError as error:
+        raise StorageError(f"{root}: cannot be prepared: {error}") from error
+
+
+def find_problems(root: Path, folders: tuple[str, ...] = ()) -> list[str]:
+    if not root.is_dir():
+        return [f"{root}: is not there; mount the volume, then run `appliance storage-init --create`"]
+    problems = []
+    if not has_marker(root):
+        problems.append(
+            f"{root}: has no {MARKER}; either the volume is not mounted (check the mount first) or it is new "
+            "(then run `appliance storage-init --create`)"
+        )
+    problems += [
+        f"{root / name}: is missing; run `appliance storage-init --create`"
+        for name in folders
+        if not (root / name).is_dir()
+    ]
+    return problems
+
+
+def _give_away(path: Path) -> None:
+    if os.geteuid() == 0:
+        os.chown(path, OWNER, OWNER)
+
+
+def read_commit(jobs_dir: Path, job_id: str) -> Commit | None:
+    try:
+        text = (jobs_dir / job_folder(job_id) / "COMMIT").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"COMMIT of {job_id} cannot be read: {error}") from error
+    return Commit.parse(text)
+
+
+def write_commit(jobs_dir: Path, commit: Commit) -> Commit:
+    """Creates COMMIT exclusively and returns the winner's, which may be another attempt's.
+
+    link(2) is atomic and refuses an existing name also on NFS and CephFS, and never shows a half-written file.
+    """
+    folder = jobs_dir / job_folder(commit.job)
+    temporary = folder / f".COMMIT.{commit.fence}.{os.getpid()}"
+    try:
+        _write_durably(temporary, commit.to_json())
+        try:
+            os.link(temporary, folder / "COMMIT")
+        except FileExistsError:
+            winner = read_commit(jobs_dir, commit.job)
+            if winner is None:
+                raise StorageError(f"COMMIT of {commit.job} exists and does not") from None
+            return winner
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            _sync_folder(folder)
+    except OSError as error:
+        raise StorageError(f"COMMIT of {commit.job} cannot be written: {error}") from error
+    return commit
+
+
+def new_commit(job_id: str, fence: int, worker: str, files: tuple[ResultFile, ...]) -> Commit:
+    return Commit(job_id, fence, worker, files, round(time.time(), 3))
+
+
+def verify_files(jobs_dir: Path, job_id: str, fence: int, files: tuple[ResultFile, ...]) -> None:
+    """The files a webui reported are there with their sizes; raises StorageError naming the first that is not."""
+    if not files:
+        raise StorageError("the webui reported no files")
+    folder = jobs_dir / attempt_folder(job_id, fence)
+    for file in files:
+        try:
+            size = (folder / file.name).stat().st_size
+        except OSError as error:
+            raise StorageError(f"{folder / file.name}: reported but not there: {error}") from error
+        if size != file.size_bytes:
+            raise StorageError(f"{folder / file.name}: has {size} bytes, reported were {file.size_bytes}")
+
+
+def make_attempt_folder(jobs_dir: Path, job_id: str, fence: int) -> None:
+    try:
+        (jobs_dir / attempt_folder(job_id, fence)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the attempt's folder cannot be made: {error}") from error
+
+
+def remove_losers(jobs_dir: Path, commit: Commit) -> None:
+    """Deletes every attempt but the winner's. Best effort: a leftover costs space, nothing else."""
+    attempts = jobs_dir / job_folder(commit.job) / "attempts"
+    for folder in _children(attempts):
+        if folder.name != str(commit.fence):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_attempt(jobs_dir: Path, job_id: str, fence: int) -> None:
+    shutil.rmtree(jobs_dir / attempt_folder(job_id, fence), ignore_errors=True)
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    try:
+        yield from list(folder.iterdir())
+    except OSError:
+        return
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+from pydantic import ValidationError
+
+from appliance.job import (
+    TRANSITIONS,
+    JobRequest,
+    JobState,
+    Priority,
+    Reason,
+    describe_for_log,
+    estimate_cost_ms,
+    is_job_id,
+    is_legal,
+    job_folder,
+    new_job_id,
+)
+
+
+def test_ids_are_uuid7_and_sort_by_time() -> None:
+    ids = [new_job_id(now_ms=1_700_000_000_000 + n) for n in range(50)]
+    parsed = [uuid.UUID(job_id) for job_id in ids]
+    assert {(value.version, value.variant) for value in parsed} == {(7, uuid.RFC_4122)}
+    assert ids == sorted(ids)
+    assert len({new_job_id(now_ms=1) for _ in range(1000)}) == 1000
+
+
+def test_the_folder_comes_from_the_ids_own_time_in_utc() -> None:
+    job_id = new_job_id(now_ms=1_795_391_999_999)  # 2026-11-22T23:59:59.999Z
+    assert job_folder(job_id) == f"2026/11/22/{job_id}"
+
+
+@pytest.mark.parametrize("text", ["", "../../etc", str(uuid.uuid4()), new_job_id().upper(), "{" + new_job_id() + "}"])
+def test_only_canonical_ids_become_paths(text: str) -> None:
+    assert not is_job_id(text)
+    with pytest.raises(ValueError, match="canonical"):
+        job_folder(text)
+
+
+def test_final_states_lead_nowhere_and_every_state_is_reachable() -> None:
+    assert {state for state in JobState if state.is_final} == {JobState.DONE, JobState.CANCELLED, JobState.DEAD}
+    assert set().union(*TRANSITIONS.values()) == set(JobState)
+    assert is_legal(JobState.RUNNING, JobState.QUEUED)
+    assert not is_legal(JobState.DONE, JobState.RUNNING)
+    assert not is_legal(JobState.QUEUED, JobState.DONE)
+
+
+def test_unknown_reasons_are_unknown() -> None:
+    assert [Reason.parse(value) for value in ("OOM", "PANIC", None, 7)] == [
+        Reason.OOM,
+        Reason.UNKNOWN,
+        Reason.UNKNOWN,
+        Reason.UNKNOWN,
+    ]
+
+
+def test_equal_requests_are_equal_texts_and_only_what_was_said() -> None:
+    first = JobRequest.model_validate_json('{"prompt": "é", "steps": 5}')
+    second = JobRequest.model_validate_json('{"steps":5,"prompt":"\\u00e9"}')
+    assert first.canonical_json() == second.canonical_json()
+    assert json.loads(first.canonical_json()) == {"prompt": "é", "steps": 5}
+
+
+def test_one_format_may_be_given_as_a_word() -> None:
+    assert json.loads(JobRequest.model_validate({"prompt": "a", "format": "mp4"}).canonical_json())["format"] == ["mp4"]
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("width", [64, 1024], [56, 1032, 65]),
+        ("frames", [1, 128], [0, 129]),
+        ("fps", [1, 60], [0, 61]),
+        ("steps", [1, 150], [0, 151]),
+        ("cfg_scale", [0, 30], [-0.1, 30.1, float("nan"), float("inf")]),
+        ("seed", [-1, 2**63 - 1], [-2, 2**63]),
+        ("sampler", ["Euler", None], ["x" * 65]),
+        ("model", ["v1.5.safetensors"], ["a/b", "a\\b", "x" * 201, ""]),
+        ("prompt", ["x" * 4000], ["x" * 4001, ""]),
+        ("negative_prompt", ["", "x" * 4000], ["x" * 4001]),
+        ("loras", [[{"name": "a"}] * 8], [[{"name": "a"}] * 9, [{"name": "a", "strength": 1}]]),
+        ("metadata", [{"a": "x" * 4000}], [{"a": "x" * 4096}, {"a": float("nan")}]),
+        ("priority", ["high"], ["urgent"]),
+        ("deadline_seconds", [1, None], [0, -1]),
+    ],
+)
+def test_limits(field: str, good: list[object], bad: list[object]) -> None:
+    for value in good:
+        JobRequest.model_validate({"prompt": "a", field: value})
+    for value in bad:
+        with pytest.raises(ValidationError):
+            JobRequest.model_validate({"prompt": "a", field: value})
+
+
+def test_unknown_fields_are_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match="colour"):
+        JobRequest.model_validate({"prompt": "a", "colour": 1})
+
+
+def test_cost_grows_with_the_work() -> None:
+    def cost(**more: int) -> int:
+        return estimate_cost_ms(JobRequest.model_validate({"prompt": "a", **more}))
+
+    assert cost() == 10_000
+    assert cost(frames=32) == cost(steps=40) == 20_000
+    assert cost(width=64, height=64, frames=1, steps=1) == 100
+
+
+def test_slack_orders_the_priorities() -> None:
+    assert Priority.HIGH.slack_seconds < Priority.NORMAL.slack_seconds < Priority.LOW.slack_seconds
+
+
+def test_the_log_shows_parameters_with_defaults_but_no_prompt() -> None:
+    shown = describe_for_log({"prompt": "secret wish", "steps": 3, "loras": [{"name": "l"}]})
+    assert "secret wish" not in json.dumps(shown)
+    assert (shown["steps"], shown["width"], shown["format"], shown["loras"]) == (3, 512, ["mp4"], ["l"])
