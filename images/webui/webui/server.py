@@ -1,0 +1,234 @@
+"""The HTTP side. It never imports torch, so it answers whatever the engine is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import secrets
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from webui.page import render_page
+from webui.process import BusyError, EngineProcess, NotReadyError, Run
+from webui.request import RequestError, check_supported, parse_order
+from webui.settings import Secret, Settings
+from webui.volumes import Volumes
+
+BODY_LIMIT = 16 << 20
+ALIVE_SECONDS = 0.5
+OPEN_PATHS = ("/internal/ping",)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+def problem(status: int, slug: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+    """RFC 9457."""
+    body = {"type": slug, "title": slug.replace("-", " "), "status": status, "detail": detail, **more}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+class TokenGuard:
+    """Asks for the cluster token on every path but the open ones, unknown paths included."""
+
+    def __init__(self, app: ASGIApp, token: Secret) -> None:
+        self._app = app
+        self._expected = f"Bearer {token.value}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            if not hmac.compare_digest(given, self._expected):
+                refusal = problem(401, "unauthorized", "the cluster token is missing or wrong")
+                refusal.headers["WWW-Authenticate"] = "Bearer"
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class EventStream(Response):
+    """Sends a run's events as NDJSON lines, and stops the run as soon as the client is gone."""
+
+    def __init__(self, node: Node, run: Run) -> None:
+        super().__init__(media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+        del self.headers["content-length"]
+        self._node = node
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tasks = [asyncio.create_task(work) for work in (self._pump(send), self._gone(receive), self._tick())]
+        try:
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if not self._run.told:
+                self._node.stop_later(self._run, "the agent closed the connection")
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        ended = False
+        while not ended:
+            event = await self._run.events.get()
+            ended = event["event"] in ("done", "error")
+            line = json.dumps(event).encode() + b"\n"
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            self._run.emit(self._run.alive())
+
+
+class Node:
+    """The handlers and what they share."""
+
+    def __init__(self, settings: Settings, process: EngineProcess, volumes: Volumes) -> None:
+        self._settings = settings
+        self._process = process
+        self._volumes = volumes
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    def stop_later(self, run: Run, message: str) -> None:
+        task = asyncio.create_task(self._process.stop(run, "CANCELLED", message))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+    def state(self) -> dict[str, Any]:
+        """What the ping tells everyone: nothing about the content of jobs."""
+        process = self._process
+        status, message = process.status, process.problem
+        volume_problem = self._volumes.problem()
+        if volume_problem and status != "draining":
+            status, message = "error", volume_problem
+        state: dict[str, Any] = {
+            "status": status,
+            "node": self._settings.node_name,
+            "engine": f"{self._settings.engine.kind}-{self._settings.engine.device}",
+            "fingerprint": None,
+            "progress_age_seconds": process.progress_age(),
+            "busy": process.current.order.job if process.current else None,
+        }
+        if process.capabilities is not None:
+            state |= {"engine": process.capabilities.engine, "fingerprint": process.capabilities.fingerprint}
+        if self._settings.engine.kind == "synthetic":
+            state |= {"engine": "synthetic", "synthetic": True}
+        return state | ({"message": message} if message else {})
+
+    async def ping(self, request: Request) -> Response:
+        state = self.state()
+        return JSONResponse(state, 200 if state["status"] == "ok" else 503, {"Cache-Control": "no-store"})
+
+    async def show_state(self, request: Request) -> Response:
+        return JSONResponse(self._full_state(), headers={"Cache-Control": "no-store"})
+
+    async def page(self, request: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'"
+        )
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        return HTMLResponse(render_page(self._full_state(), nonce), headers=headers)
+
+    async def metrics(self, request: Request) -> Response:
+        self._process.read_resident_memory()
+        return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def generate(self, request: Request) -> Response:
+        try:
+            order = parse_order(await read_json(request))
+            capabilities = self._process.capabilities
+            if self._volumes.problem() or capabilities is None:
+                raise NotReadyError(self._volumes.problem() or f"the engine is {self._process.status}")
+            check_supported(order.request, capabilities)
+            run = self._process.submit(order)
+        except RequestError as error:
+            errors = [{"field": name, "message": message} for name, message in error.problems]
+            return problem(422, "invalid-input", str(error), reason="INVALID_INPUT", errors=errors)
+        except BusyError as error:
+            return problem(409, "busy", str(error), job=error.job)
+        except NotReadyError as error:
+            return problem(503, "not-ready", str(error), {"Retry-After": "1"}, node_status=self.state()["status"])
+        return EventStream(self, run)
+
+    async def interrupt(self, request: Request) -> Response:
+        body = await read_json(request)
+        job = body.get("job") if isinstance(body, dict) else 0
+        if job is not None and not isinstance(job, str):
+            return problem(422, "invalid-input", "job: must be null or a job's id", reason="INVALID_INPUT")
+        run = self._process.current
+        if run is None or job not in (None, run.order.job):
+            return JSONResponse({"stopped": False, "job": None})
+        await self._process.stop(run, "CANCELLED", "interrupted")
+        return JSONResponse({"stopped": run.finished.is_set(), "job": run.order.job})
+
+    def _full_state(self) -> dict[str, Any]:
+        state, run, loaded = self.state(), self._process.current, self._process.capabilities
+        state |= {"phase": run.phase if run else None, "step": run.step if run else None}
+        state |= {"total_steps": run.order.request.steps if run else None}
+        state |= {"checkpoint": loaded and loaded.checkpoint, "motion_module": loaded and loaded.motion_module}
+        return state
+
+
+async def read_json(request: Request) -> Any:
+    """Raises 413 as soon as the limit is passed, whatever the headers promised."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            raise HTTPException(413, f"the body is larger than {BODY_LIMIT} bytes")
+    try:
+        value = json.loads(bytes(body), parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but not text
+    except (ValueError, RecursionError) as error:
+        raise RequestError([("body", f"is not JSON: {type(error).__name__}")]) from error
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+async def http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    slugs = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+    headers = dict(error.headers or {})
+    return problem(error.status_code, slugs.get(error.status_code, "http-error"), error.detail, headers)
+
+
+async def unreadable(request: Request, error: Exception) -> Response:
+    return problem(422, "invalid-input", str(error), reason="INVALID_INPUT")
+
+
+async def server_problem(request: Request, error: Exception) -> Response:
+    return problem(500, "internal", "an unexpected error; see this node's log")
+
+
+def create_app(settings: Settings, process: EngineProcess, volumes: Volumes) -> ASGIApp:
+    node = Node(settings, process, volumes)
+    app = Starlette(
+        routes=[
+            Route("/", node.page),
+            Route("/metrics", node.metrics),
+            Route("/internal/ping", node.ping),
+            Route("/internal/state", node.show_state),
+            Route("/internal/generate", node.generate, methods=["POST"]),
+            Route("/internal/interrupt", node.interrupt, methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: http_problem, RequestError: unreadable, Exception: server_problem},
+    )
+    return TokenGuard(app, settings.cluster_token)

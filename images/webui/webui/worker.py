@@ -1,0 +1,225 @@
+"""The engine process: the only one that may load torch.
+
+It reads one JSON command a line from stdin (first the settings, then `generate` and `cancel`) and answers with one
+JSON message a line on what was stdout. It dies with its parent, however that one dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from webui.engine.base import POISONING, Capabilities, Engine, EngineError, Phase, StoppedError
+from webui.logs import set_up_logs
+from webui.request import VideoRequest
+from webui.settings import EngineSettings
+from webui.video import sync, write_mp4
+
+PR_SET_PDEATHSIG = 1
+EXIT_LOAD_FAILED = 3
+EXIT_POISONED = 4
+
+Send = Callable[[dict[str, Any]], None]
+log = logging.getLogger("webui.worker")  # __name__ is __main__ here
+
+
+class Task:
+    """One generation; the command reader sets `stop`, the engine's thread does the rest."""
+
+    def __init__(self, command: dict[str, Any], send: Send) -> None:
+        self.number: int = command["run"]
+        self.folder: str = command["output_dir"]
+        self.request = VideoRequest(**command["request"])
+        self.stop = threading.Event()
+        self._send = send
+
+    def event(self, event: str, **fields: Any) -> None:
+        self._send({"type": "event", "run": self.number, "event": {"event": event, **fields}})
+
+    def step(self, done: int) -> None:
+        self.event("step", step=done, total_steps=self.request.steps)
+        self.check()
+
+    def phase(self, name: Phase) -> None:
+        self._send({"type": "phase", "run": self.number, "phase": name})
+        self.check()
+
+    def check(self) -> None:
+        if self.stop.is_set():
+            raise StoppedError
+
+
+class Worker:
+    def __init__(self, settings: EngineSettings, engine: Engine, commands: TextIO, send: Send) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._commands = commands
+        self._send = send
+        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+
+    def serve(self) -> int:
+        started = time.monotonic()
+        self._send({"type": "phase", "run": 0, "phase": "load"})
+        try:
+            capabilities = self._engine.load()
+            loaded = time.monotonic()
+            self._warm_up()
+        except Exception as error:
+            log.exception("the engine did not load")
+            failure = error if isinstance(error, EngineError) else EngineError("MODEL_LOAD_FAIL", _describe(error))
+            self._send({"type": "failed", "reason": failure.reason, "message": failure.message})
+            return EXIT_LOAD_FAILED
+        threading.Thread(target=self._read_commands, name="commands", daemon=True).start()
+        self._send({"type": "ready", "capabilities": asdict(capabilities), "load_seconds": loaded - started})
+        log.info("engine ready", extra={"event": "engine_ready", "seconds": round(time.monotonic() - started, 3)})
+        while True:
+            if self._run(self._tasks.get(), capabilities) in POISONING:
+                return EXIT_POISONED
+
+    def _warm_up(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_mp4(self._engine.warm_up(), 8, Path(folder, "video.mp4"))
+        self._engine.release()
+
+    def _read_commands(self) -> None:
+        current: Task | None = None
+        for line in self._commands:
+            command = json.loads(line)
+            if command["type"] == "generate":
+                current = Task(command, self._send)
+                self._tasks.put(current)
+            elif current is not None and command["run"] == current.number:
+                current.stop.set()
+        os._exit(0)  # the parent closed the pipe or is gone; nobody is left to generate for
+
+    def _run(self, task: Task, capabilities: Capabilities) -> str | None:
+        """Returns the reason of a failure."""
+        failure: EngineError | None = None
+        try:
+            self._generate(task, capabilities)
+        except EngineError as error:
+            failure = EngineError(error.reason, error.message)
+        except MemoryError:
+            failure = EngineError("HOST_OOM", "out of main memory")
+        except Exception as error:
+            log.exception("generation failed")
+            failure = EngineError("UNKNOWN", _describe(error))
+        # Only out here is the traceback gone that keeps the failed call's tensors alive.
+        self._engine.release()
+        gc.collect()
+        if failure is None:
+            return None
+        task.event("error", reason=failure.reason, message=failure.message)
+        return failure.reason
+
+    def _generate(self, task: Task, capabilities: Capabilities) -> None:
+        started = time.monotonic()
+        task.event("started", engine=capabilities.engine, total_steps=task.request.steps)
+        task.check()
+        clip = self._engine.generate(task.request, task)
+        clip.parameters |= {"engine": capabilities.engine, "fingerprint": capabilities.fingerprint}
+        task.phase("encode")
+        folder = make_folder(Path(self._settings.jobs_dir), task.folder)
+        result = write_mp4(clip, task.request.fps, folder / "video.mp4")
+        task.check()
+        task.event(
+            "done",
+            files=[result.as_dict()],
+            parameters=clip.parameters,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+
+def make_folder(root: Path, relative: str) -> Path:
+    """Makes the attempt's folder durable, but never the root: a missing mount must not be papered over."""
+    folder = root
+    for part in Path(relative).parts:
+        parent, folder = folder, folder / part
+        try:
+            folder.mkdir()
+            sync(parent)
+        except FileExistsError:
+            if folder.is_symlink():
+                raise EngineError("UNKNOWN", f"{folder} is a symbolic link") from None
+    return folder
+
+
+def make_engine(settings: EngineSettings) -> Engine:
+    if settings.kind == "synthetic":
+        from webui.engine.synthetic import SyntheticEngine
+
+        return SyntheticEngine(settings)
+    try:
+        from webui.engine.diffusers import DiffusersEngine
+    except ImportError as error:
+        raise EngineError("MODEL_LOAD_FAIL", f"this image cannot run the diffusers engine: {error}") from error
+    return DiffusersEngine(settings)
+
+
+def die_with_parent(parent: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(0)
+
+
+def offer_to_oom_killer() -> None:
+    """When the container runs out of memory, this process goes and the server lives to tell."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError as error:
+        log.warning("cannot set oom_score_adj: %s", error)
+
+
+def claim_stdout() -> TextIO:
+    """Keeps stdout for messages alone; what libraries print goes to stderr."""
+    messages = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    return messages
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def main() -> int:
+    messages = claim_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    faulthandler.enable()
+    line = sys.stdin.readline()
+    if not line:
+        return 0
+    first = json.loads(line)
+    settings = EngineSettings(**first["settings"])
+    die_with_parent(first["parent"])
+    set_up_logs(settings.log_level)
+    offer_to_oom_killer()
+
+    def send(message: dict[str, Any]) -> None:
+        messages.write(json.dumps(message) + "\n")
+
+    try:
+        engine = make_engine(settings)
+    except EngineError as error:
+        send({"type": "failed", "reason": error.reason, "message": error.message})
+        return EXIT_LOAD_FAILED
+    return Worker(settings, engine, sys.stdin, send).serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

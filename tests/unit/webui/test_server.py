@@ -1,0 +1,399 @@
+"""The server for real: `python -m webui serve` with the synthetic engine, over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TOKEN = "t0ken-of-this-test"
+
+
+class Node:
+    """One running server with volumes and secrets of its own."""
+
+    def __init__(self, root: Path, markers: bool = True, **environ: str) -> None:
+        self.jobs, self.models = root / "jobs", root / "models"
+        for folder in (self.jobs, self.models, root / "secrets"):
+            folder.mkdir()
+        if markers:
+            self.put_markers()
+        (root / "secrets" / "cluster_token").write_text(TOKEN + "\n")
+        with closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "images" / "webui"),
+            "APPLIANCE_NODE_NAME": "<gpu-01>",
+            "APPLIANCE_ENGINE": "synthetic",
+            "APPLIANCE_LISTEN": f"127.0.0.1:{self.port}",
+            "APPLIANCE_SECRETS_DIR": str(root / "secrets"),
+            "APPLIANCE_JOBS_DIR": str(self.jobs),
+            "APPLIANCE_MODELS_DIR": str(self.models),
+            "APPLIANCE_SYNTHETIC_STEP_SECONDS": "0.05",
+            **environ,
+        }
+        self.log = (root / "log").open("w")
+        command = [sys.executable, "-m", "webui", "serve"]
+        self.process = subprocess.Popen(command, env=self.environ, stderr=self.log, start_new_session=True)
+        # One unverified client each: reading the certificates anew for every ping is what takes the time.
+        url = f"http://127.0.0.1:{self.port}"
+        self.stranger = httpx.Client(base_url=url, timeout=15, verify=False)  # noqa: S501
+        self.client = httpx.Client(
+            base_url=url,
+            timeout=15,
+            verify=False,
+            headers={"Authorization": f"Bearer {TOKEN}"},  # noqa: S501
+        )
+
+    def put_markers(self) -> None:
+        for folder in (self.jobs, self.models):
+            (folder / ".animatediff-ha").touch()
+
+    def ping(self) -> httpx.Response | None:
+        try:
+            return self.stranger.get("/internal/ping", timeout=1)
+        except httpx.TransportError:
+            return None
+
+    def wait(self, status: str) -> dict[str, Any]:
+        def reached() -> dict[str, Any] | None:
+            answer = self.ping()
+            body: dict[str, Any] = answer.json() if answer is not None else {}
+            return body if body.get("status") == status else None
+
+        found: dict[str, Any] = wait_for(reached)
+        return found
+
+    def child(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0])
+
+    def close(self) -> None:
+        self.client.close()
+        self.stranger.close()
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 10) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := happened()):
+        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
+        time.sleep(0.02)
+    return result
+
+
+def order(job: str | None = None, **request: Any) -> dict[str, Any]:
+    job = job or str(uuid.uuid4())
+    request = {"prompt": "a cat", "width": 64, "height": 64, "frames": 3, "steps": 4} | request
+    return {"job": job, "fence": 5, "output_dir": f"2026/11/22/{job}/attempts/5", "request": request}
+
+
+def generate(node: Node, body: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = node.client.post("/internal/generate", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    running = Node(tmp_path_factory.mktemp("node"))
+    try:
+        running.wait("ok")
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def new_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Node:
+            started = Node(tmp_path, **options)
+            stack.callback(started.close)
+            return started
+
+        yield start
+
+
+def test_ping_is_open_and_says_what_this_is(node: Node) -> None:
+    answer = node.ping()
+    assert answer is not None
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["status"], body["engine"], body["synthetic"], body["busy"]) == ("ok", "synthetic", True, None)
+    assert len(body["fingerprint"]) == 64
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics", "/internal/state", "/internal/generate", "/nowhere", "/internal/ping/"]
+)
+@pytest.mark.parametrize("token", [None, "Bearer", "Bearer wrong", TOKEN, f"Basic {TOKEN}"])
+def test_everything_else_asks_for_the_token(node: Node, path: str, token: str | None) -> None:
+    headers = {"Authorization": token} if token else {}
+    answer = node.stranger.post(path, headers=headers, json={})
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "unauthorized"
+
+
+def test_unknown_paths_are_problems_too(node: Node) -> None:
+    answer = node.client.get("/nowhere")
+    assert (answer.status_code, answer.json()["type"]) == (404, "not-found")
+    assert node.client.get("/internal/generate").json()["type"] == "method-not-allowed"
+
+
+def test_a_generation_streams_and_leaves_the_file_it_names(node: Node) -> None:
+    body = order(steps=14, seed=3)
+    events = generate(node, body)
+    assert events[0] == {"event": "started", "engine": "synthetic", "total_steps": 14}
+    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 15))
+    alive = [event for event in events if event["event"] == "alive"]
+    assert alive, "0.7 s of work must show at least one sign of life"
+    assert alive[0]["phase"] == "step"
+    assert alive[0]["progress_age_seconds"] < 0.3
+    done = events[-1]
+    assert done["event"] == "done"
+    assert done["parameters"]["seed"] == 3
+    (file,) = done["files"]
+    content = (node.jobs / body["output_dir"] / file["name"]).read_bytes()
+    assert file["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_same_seed_gives_the_same_file(node: Node) -> None:
+    sums = {generate(node, order(seed=11))[-1]["files"][0]["size_bytes"] for _ in range(2)}
+    assert len(sums) == 1
+
+
+def test_busy_is_said_to_the_next_and_to_the_ping(node: Node) -> None:
+    body = order(steps=150)
+    with node.client.stream("POST", "/internal/generate", json=body) as stream:
+        next(stream.iter_lines())
+        refused = node.client.post("/internal/generate", json=order())
+        assert (refused.status_code, refused.json()["job"]) == (409, body["job"])
+        ping = node.ping()
+        assert ping is not None
+        assert (ping.status_code, ping.json()["busy"]) == (200, body["job"])
+    wait_for(lambda: node.wait("ok")["busy"] is None, 2)
+
+
+def test_closing_the_connection_stops_the_work(node: Node) -> None:
+    body = order(steps=150)
+    with node.client.stream("POST", "/internal/generate", json=body) as stream:
+        next(stream.iter_lines())
+    left = time.monotonic()
+    wait_for(lambda: node.wait("ok")["busy"] is None, 2)
+    assert time.monotonic() - left < 1, "150 steps take 7.5 s; one step takes 0.05 s"
+    assert not (node.jobs / body["output_dir"]).exists()
+
+
+def test_interrupt_stops_only_the_named_job(node: Node) -> None:
+    body = order(steps=150)
+    with node.client.stream("POST", "/internal/generate", json=body) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        other = node.client.post("/internal/interrupt", json={"job": str(uuid.uuid4())}).json()
+        assert other == {"stopped": False, "job": None}
+        mine = node.client.post("/internal/interrupt", json={"job": body["job"]}).json()
+        assert mine == {"stopped": True, "job": body["job"]}
+        last = [json.loads(line) for line in lines][-1]
+    assert (last["event"], last["reason"]) == ("error", "CANCELLED")
+    assert generate(node, order())[-1]["event"] == "done", "the node must be free at once"
+
+
+def test_interrupt_of_any_job(node: Node) -> None:
+    assert node.client.post("/internal/interrupt", json={"job": None}).json() == {"stopped": False, "job": None}
+    assert node.client.post("/internal/interrupt", json={"job": 3}).status_code == 422
+    assert node.client.post("/internal/interrupt", json=[]).status_code == 422
+
+
+def test_what_is_not_supported_is_refused_by_name(node: Node) -> None:
+    answer = node.client.post("/internal/generate", json=order(loras=[{"name": "x"}], width=65, colour="red"))
+    assert answer.status_code == 422
+    body = answer.json()
+    assert (body["type"], body["reason"]) == ("invalid-input", "INVALID_INPUT")
+    assert [error["field"] for error in body["errors"]] == ["request.colour", "request.loras", "request.width"]
+    answer = node.client.post("/internal/generate", json=order(model="other"))
+    assert [error["field"] for error in answer.json()["errors"]] == ["request.model"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b'{"job": NaN}', b'{"job": "\\ud800"}', b"[" * 200_000, b"9" * 5000],
+    ids=["empty", "cut", "bytes", "nan", "surrogate", "deep", "long number"],
+)
+@pytest.mark.parametrize("path", ["/internal/generate", "/internal/interrupt"])
+def test_what_is_not_json_is_refused(node: Node, path: str, content: bytes) -> None:
+    assert node.client.post(path, content=content).status_code == 422
+
+
+def test_a_huge_body_is_refused_before_it_is_read_whole(node: Node) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b" " * (1 << 20)
+
+    try:
+        answer = node.client.post("/internal/generate", content=endless())
+        assert answer.status_code == 413
+    except httpx.WriteError:
+        pass  # the server closed while we were still sending
+    assert node.wait("ok")["busy"] is None
+
+
+def test_the_page_escapes_and_runs_nothing_foreign(node: Node) -> None:
+    answer = node.client.get("/")
+    assert "&lt;gpu-01&gt;" in answer.text
+    assert "<gpu-01>" not in answer.text
+    policy = answer.headers["content-security-policy"]
+    nonce = policy.split("script-src 'nonce-")[1].split("'")[0]
+    assert answer.text.count(f'nonce="{nonce}"') == 2
+    assert "http" not in answer.text.replace('"HTTP', "").replace("http-equiv", "")
+
+
+def test_the_state_shows_progress_but_no_prompt(node: Node) -> None:
+    with node.client.stream("POST", "/internal/generate", json=order(steps=150, prompt="a secret")) as stream:
+        next(stream.iter_lines())
+        state = wait_for(lambda: (found := node.client.get("/internal/state").json())["step"] and found)
+        assert (state["phase"], state["total_steps"], state["checkpoint"]) == ("step", 150, "synthetic")
+        assert "secret" not in json.dumps(state)
+    wait_for(lambda: node.wait("ok")["busy"] is None)
+
+
+def test_metrics_count_what_happened(node: Node) -> None:
+    def value(name: str) -> float:
+        lines = node.client.get("/metrics").text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
+
+    done, steps = value('webui_generations_total{outcome="done"}'), value("webui_steps_total")
+    generate(node, order(steps=3))
+    assert value('webui_generations_total{outcome="done"}') == done + 1
+    assert value("webui_steps_total") == steps + 3
+    assert value("webui_engine_resident_memory_bytes") > 10e6
+    assert value('animatediff_model_load_time_seconds_count{cache="cold",model="synthetic"}') == 1
+
+
+def test_the_http_process_never_loads_what_only_the_engine_needs() -> None:
+    code = "import sys, webui.serve; print(sorted({'torch', 'diffusers', 'av', 'transformers'} & sys.modules.keys()))"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "images" / "webui")}
+    shown = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
+
+
+def test_without_the_marker_files_it_says_so_and_waits(new_node: Callable[..., Node]) -> None:
+    node = new_node(markers=False)
+    assert ".animatediff-ha is missing" in node.wait("error")["message"]
+    assert node.client.post("/internal/generate", json=order()).status_code == 503
+    node.put_markers()
+    assert node.wait("ok")["fingerprint"]
+    (node.jobs / ".animatediff-ha").unlink()
+    assert "jobs" in node.wait("error")["message"]
+    refused = node.client.post("/internal/generate", json=order())
+    assert (refused.status_code, refused.json()["type"]) == (503, "not-ready")
+
+
+def test_the_ping_answers_while_the_engine_loads(new_node: Callable[..., Node]) -> None:
+    node = new_node(APPLIANCE_SYNTHETIC_FAULTS='{"load_seconds": 1}')
+    assert node.wait("loading")["fingerprint"] is None
+    answer = node.ping()
+    assert answer is not None
+    assert answer.status_code == 503
+    node.wait("ok")
+
+
+@pytest.mark.parametrize("faults", ["{}", '{"hang_at_step": 2}'])
+def test_sigterm_ends_the_job_as_lost_and_the_server_in_time(new_node: Callable[..., Node], faults: str) -> None:
+    node = new_node(APPLIANCE_SYNTHETIC_FAULTS=faults)
+    node.wait("ok")
+    with node.client.stream("POST", "/internal/generate", json=order(steps=150)) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        child = node.child()
+        node.process.send_signal(signal.SIGTERM)
+        last = [json.loads(line) for line in lines][-1]
+    assert last == {"event": "error", "reason": "WORKER_LOST", "message": "shutting down"}
+    assert node.process.wait(10) == 0
+    assert not is_alive(child)
+
+
+def test_an_idle_server_stops_at_once(new_node: Callable[..., Node]) -> None:
+    node = new_node()
+    node.wait("ok")
+    node.process.send_signal(signal.SIGTERM)
+    assert node.process.wait(3) == 0
+
+
+@pytest.mark.parametrize("faults", ["{}", '{"hang_at_step": 1}'])
+def test_killing_the_server_leaves_nothing_behind(new_node: Callable[..., Node], faults: str) -> None:
+    node = new_node(APPLIANCE_SYNTHETIC_FAULTS=faults)
+    node.wait("ok")
+    child = node.child()
+    with node.client.stream("POST", "/internal/generate", json=order(steps=150)) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        node.process.kill()
+        with suppress(httpx.TransportError):
+            list(lines)
+    wait_for(lambda: not is_alive(child), 2)
+
+
+def test_a_frozen_engine_does_not_freeze_the_ping(new_node: Callable[..., Node]) -> None:
+    node = new_node()
+    node.wait("ok")
+    with node.client.stream("POST", "/internal/generate", json=order(steps=150)) as stream:
+        lines = (json.loads(line) for line in stream.iter_lines())
+        next(lines)
+        os.kill(node.child(), signal.SIGSTOP)
+        alive = [event for event in (next(lines) for _ in range(6)) if event["event"] == "alive"]
+        assert alive[-1]["progress_age_seconds"] >= 0.5
+        started = time.monotonic()
+        assert node.ping() is not None
+        assert time.monotonic() - started < 0.5
+
+
+def test_the_health_check_follows_the_ping(new_node: Callable[..., Node]) -> None:
+    node = new_node(markers=False)
+
+    def check() -> int:
+        command = [sys.executable, "-m", "webui", "healthcheck"]
+        return subprocess.run(command, env=node.environ, capture_output=True, check=False).returncode
+
+    node.wait("error")
+    assert check() == 1
+    node.put_markers()
+    node.wait("ok")
+    assert check() == 0
+    node.process.kill()
+    node.process.wait()
+    assert check() == 1
+
+
+def test_a_missing_secret_is_told_by_name(new_node: Callable[..., Node], tmp_path: Path) -> None:
+    node = new_node(APPLIANCE_SECRETS_DIR=str(tmp_path / "none"))
+    assert node.process.wait(10) == 1
+    assert str(tmp_path / "none" / "cluster_token") in (tmp_path / "log").read_text()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
