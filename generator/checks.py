@@ -1,0 +1,331 @@
+"""What needs two values of a cluster.yaml to judge. Pure: `check` returns every contradiction with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from ipaddress import IPv4Address
+
+from generator import ports
+from generator.errors import Problem
+from generator.load import Loaded, by_line
+from generator.marks import Path
+from generator.model import LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant
+
+REQUIRED_ROLES = (Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER)
+LEASE_BEATS = 2.5
+"""A lease outlives two lost heartbeats; with fewer, one late beat hands a running job to a second worker."""
+ANY = IPv4Address(0)
+
+
+def check(loaded: Loaded) -> list[Problem]:
+    """Empty when the cluster can be planned."""
+    return by_line([problem for rule in RULES for problem in rule(loaded)])
+
+
+def _hosts_with(loaded: Loaded, role: Role) -> list[str]:
+    return [name for name, host in loaded.cluster.hosts.items() if role in host.roles]
+
+
+def _where(loaded: Loaded, path: Path) -> str:
+    return f"line {loaded.line(path)}"
+
+
+# --- addresses -----------------------------------------------------------------------------------------------------
+
+
+def _duplicate_addresses(loaded: Loaded) -> Iterator[Problem]:
+    seen: dict[IPv4Address, str] = {}
+    for name, host in loaded.cluster.hosts.items():
+        first = seen.setdefault(host.address, name)
+        if first != name:
+            where = _where(loaded, ("hosts", first, "address"))
+            hint = f"also the address of {first} ({where}); give each host its own"
+            yield loaded.problem(("hosts", name, "address"), hint)
+
+
+def _unusable_addresses(loaded: Loaded) -> Iterator[Problem]:
+    several = len(loaded.cluster.hosts) > 1
+    for name, host in loaded.cluster.hosts.items():
+        path: Path = ("hosts", name, "address")
+        if why := _why_unusable(host.address):
+            yield loaded.problem(path, f"{why}; write the address other hosts reach {name} at")
+        elif several and host.address.is_loopback:
+            yield loaded.problem(path, f"a loopback address, which no other host can reach; write {name}'s own")
+    for key, address in (("vip", loaded.cluster.gateway.vip), ("bind", loaded.cluster.gateway.bind)):
+        if address is None or (key == "bind" and address == ANY):
+            continue
+        why = _why_unusable(address) or ("a loopback address" if key == "vip" and address.is_loopback else "")
+        if why:
+            yield loaded.problem(("gateway", key), f"{why}; write an address clients can connect to")
+
+
+def _why_unusable(address: IPv4Address) -> str:
+    if address.is_unspecified:
+        return "stands for every address of a machine"
+    if address.is_multicast:
+        return "a multicast address"
+    if address.is_reserved:  # 240.0.0.0/4, with the broadcast address
+        return "a reserved address"
+    return ""
+
+
+def _outside_subnet(loaded: Loaded) -> Iterator[Problem]:
+    subnet = loaded.cluster.network.subnet
+    if subnet is None:
+        return
+    ends = (subnet.network_address, subnet.broadcast_address) if subnet.prefixlen < 31 else ()
+    addresses: list[tuple[Path, IPv4Address]] = [
+        (("hosts", name, "address"), host.address) for name, host in loaded.cluster.hosts.items()
+    ]
+    if loaded.cluster.gateway.vip is not None:
+        addresses.append((("gateway", "vip"), loaded.cluster.gateway.vip))
+    for path, address in addresses:
+        if address not in subnet:
+            where = _where(loaded, ("network", "subnet"))
+            yield loaded.problem(path, f"outside network.subnet {subnet} ({where}); correct one of the two")
+        elif address in ends:
+            yield loaded.problem(path, f"is the network or broadcast address of {subnet}; choose another")
+
+
+def _virtual_address(loaded: Loaded) -> Iterator[Problem]:
+    gateway = loaded.cluster.gateway
+    gateways = _hosts_with(loaded, Role.GATEWAY)
+    if gateway.vip is None:
+        return
+    path: Path = ("gateway", "vip")
+    if len(gateways) < 2:
+        hint = f"needs two hosts with the role gateway, there is {len(gateways)}; add one or remove vip"
+        yield loaded.problem(path, hint)
+    if loaded.cluster.network.subnet is None:
+        yield loaded.problem(path, "needs network.subnet, the network it lives in; add it, like 192.168.1.0/24")
+    for name, host in loaded.cluster.hosts.items():
+        if host.address == gateway.vip:
+            where = _where(loaded, ("hosts", name, "address"))
+            yield loaded.problem(path, f"is the address of {name} ({where}); choose one that no machine has")
+
+
+def _bind(loaded: Loaded) -> Iterator[Problem]:
+    bind, gateways = loaded.cluster.gateway.bind, _hosts_with(loaded, Role.GATEWAY)
+    if bind != ANY and len(gateways) > 1:
+        hint = f"one address cannot be bound on {len(gateways)} gateways; remove bind, or write 0.0.0.0"
+        yield loaded.problem(("gateway", "bind"), hint)
+
+
+# --- ports ---------------------------------------------------------------------------------------------------------
+
+
+def _port_clashes(loaded: Loaded) -> Iterator[Problem]:
+    """One problem per pair of settings, however many hosts it hits."""
+    clashes: dict[tuple[Path, str], tuple[int, list[str]]] = {}
+    for name, publications in ports.published(loaded.cluster):
+        taken: dict[int, list[ports.Publication]] = {}
+        for late in publications:
+            for early in taken.setdefault(late.port, []):
+                if ANY in (late.bind, early.bind) or late.bind == early.bind:
+                    # Blame a value that stands in the file, not a default.
+                    swap = late.setting not in loaded.marks and early.setting != () and early.setting in loaded.marks
+                    blamed, other = (early, late) if swap else (late, early)
+                    clashes.setdefault((blamed.setting, other.owner), (late.port, []))[1].append(name)
+            taken[late.port].append(late)
+    for (setting, owner), (port, hosts) in clashes.items():
+        where = hosts[0] + (f" and {len(hosts) - 1} more" if len(hosts) > 1 else "")
+        yield loaded.problem(setting, f"port {port} is also taken by {owner} on {where}; choose another")
+
+
+def _port_range(loaded: Loaded) -> Iterator[Problem]:
+    first = loaded.cluster.worker.first_port
+    counts = {name: ports.worker_count(host) for name, host in loaded.cluster.hosts.items()}
+    most = max(counts, key=lambda name: counts[name])
+    if first + counts[most] - 1 > 65535:
+        hint = f"{most} has {counts[most]} workers, whose ports would go past 65535; choose a lower one"
+        yield loaded.problem(("worker", "first_port"), hint)
+
+
+# --- roles and hosts -----------------------------------------------------------------------------------------------
+
+
+def _missing_roles(loaded: Loaded) -> Iterator[Problem]:
+    for role in REQUIRED_ROLES:
+        if not _hosts_with(loaded, role):
+            yield loaded.problem(("hosts",), f"no host has the role {role.value}; add it to one")
+
+
+def _repeated_roles(loaded: Loaded) -> Iterator[Problem]:
+    for name, host in loaded.cluster.hosts.items():
+        for index, role in enumerate(host.roles):
+            if role in host.roles[:index]:
+                yield loaded.problem(("hosts", name, "roles", index), "given twice; remove one")
+
+
+def _sentinels(loaded: Loaded) -> Iterator[Problem]:
+    hosts = _hosts_with(loaded, Role.QUEUE)
+    count = len(hosts)
+    if count and count % 2 == 0:
+        last = hosts[-1]
+        hint = f"an even number of Sentinels ({count}) cannot outvote a lost half; give the role to 1, 3 or 5 hosts"
+        index = loaded.cluster.hosts[last].roles.index(Role.QUEUE)
+        yield loaded.problem(("hosts", last, "roles", index), hint)
+    quorum, majority = loaded.cluster.queue.sentinel_quorum, count // 2 + 1
+    if count and quorum is not None and not majority <= quorum <= count:
+        bounds = f"{majority}" if majority == count else f"{majority} to {count}"
+        hint = f"with {count} hosts of role queue the quorum must be {bounds}; correct or remove it"
+        yield loaded.problem(("queue", "sentinel_quorum"), hint)
+
+
+def _workers(loaded: Loaded) -> Iterator[Problem]:
+    variant = loaded.cluster.images.webui
+    for name, host in loaded.cluster.hosts.items():
+        path: Path = ("hosts", name)
+        if Role.WORKER not in host.roles:
+            for key, given in (("gpus", host.gpus), ("cpu_workers", host.cpu_workers)):
+                if given:
+                    yield loaded.problem((*path, key), "only a worker uses this; add worker to the roles, or remove it")
+        elif not host.gpus and not host.cpu_workers:
+            need = "gpus" if variant is Variant.CUDA else "cpu_workers"
+            yield loaded.problem((*path, "roles"), f"a worker without {need}; add {need}, or remove the role worker")
+        elif variant is Variant.CUDA and host.cpu_workers:
+            hint = "images.webui is cuda, which runs one worker per entry of gpus; remove cpu_workers, or choose cpu"
+            yield loaded.problem((*path, "cpu_workers"), hint)
+        elif variant is not Variant.CUDA and host.gpus:
+            hint = f"images.webui is {variant.value}, which uses no GPU; write cpu_workers instead, or choose cuda"
+            yield loaded.problem((*path, "gpus"), hint)
+
+
+def _duplicate_gpus(loaded: Loaded) -> Iterator[Problem]:
+    seen: dict[str, Path] = {}
+    for name, host in loaded.cluster.hosts.items():
+        for index, gpu in enumerate(host.gpus):
+            path: Path = ("hosts", name, "gpus", index, "uuid")
+            first = seen.setdefault(gpu.uuid, path)
+            if first != path:
+                hint = f"also listed for {first[1]} ({_where(loaded, first)}); run nvidia-smi -L on {name}"
+                yield loaded.problem(path, hint)
+
+
+def _role_needs(loaded: Loaded) -> Iterator[Problem]:
+    dashboards, logs = _hosts_with(loaded, Role.DASHBOARDS), _hosts_with(loaded, Role.LOGS)
+    elastic = loaded.cluster.logs.driver is LogDriver.ELASTIC
+    if dashboards and not _hosts_with(loaded, Role.METRICS):
+        roles = loaded.cluster.hosts[dashboards[0]].roles
+        path: Path = ("hosts", dashboards[0], "roles", roles.index(Role.DASHBOARDS))
+        yield loaded.problem(path, "no host has the role metrics, so there is nothing to show; add it to one")
+    if elastic and not logs:
+        yield loaded.problem(("logs", "driver"), "no host has the role logs; add it to one, or write none")
+    if logs and not elastic:
+        roles = loaded.cluster.hosts[logs[0]].roles
+        hint = "logs.driver is none, so nothing would arrive here; write driver: elastic under logs, or remove the role"
+        yield loaded.problem(("hosts", logs[0], "roles", roles.index(Role.LOGS)), hint)
+
+
+# --- times ---------------------------------------------------------------------------------------------------------
+
+
+def _timeouts(loaded: Loaded) -> Iterator[Problem]:
+    orders = (
+        ("job_seconds", "<", "stop_grace_seconds", "or Docker kills a job that could still end"),
+        ("job_seconds", "<=", "proxy_seconds", "or the gateway hangs up on a client whose job still runs"),
+        ("drain_seconds", "<", "stop_grace_seconds", "or Docker kills a worker before it has drained"),
+        ("no_progress_seconds", "<", "job_seconds", "or a hung job is never noticed before its time is up"),
+    )
+    timeouts = loaded.cluster.timeouts
+    for small, sign, large, reason in orders:
+        low, high = getattr(timeouts, small), getattr(timeouts, large)
+        if low < high or (sign == "<=" and low == high):
+            continue
+        words = "less than" if sign == "<" else "at most"
+        # A value from the file is the one to blame, not a default.
+        if ("timeouts", small) in loaded.marks:
+            hint = f"must be {words} {large} ({high}), {reason}"
+            yield loaded.problem(("timeouts", small), hint)
+        else:
+            words = "more than" if sign == "<" else "at least"
+            yield loaded.problem(("timeouts", large), f"must be {words} {small} ({low}), {reason}")
+
+
+def _lease(loaded: Loaded) -> Iterator[Problem]:
+    queue = loaded.cluster.queue
+    if queue.lease_seconds < LEASE_BEATS * queue.beat_seconds:
+        key = "beat_seconds" if ("queue", "lease_seconds") not in loaded.marks else "lease_seconds"
+        hint = (
+            f"a lease of {queue.lease_seconds:g} s is less than {LEASE_BEATS:g} beats of {queue.beat_seconds:g} s, "
+            "so one late heartbeat takes a job from a healthy worker; raise lease_seconds or lower beat_seconds"
+        )
+        yield loaded.problem(("queue", key), hint)
+
+
+# --- models, TLS, storage ------------------------------------------------------------------------------------------
+
+
+def _models(loaded: Loaded) -> Iterator[Problem]:
+    models = loaded.cluster.models
+    kinds: dict[str, set[ModelKind]] = {}
+    first: dict[tuple[ModelKind, str], int] = {}
+    for index, model in enumerate(models.available):
+        kinds.setdefault(model.name, set()).add(model.kind)
+        if (seen := first.setdefault((model.kind, model.name), index)) != index:
+            where = _where(loaded, ("models", "available", seen, "name"))
+            hint = f"this {model.kind.value} is listed twice ({where}); remove one"
+            yield loaded.problem(("models", "available", index, "name"), hint)
+    for kind, name in ((ModelKind.CHECKPOINT, models.checkpoint), (ModelKind.MOTION_MODULE, models.motion_module)):
+        found = kinds.get(name, set())
+        if kind in found:
+            continue
+        if found:
+            others = " and ".join(sorted(other.value for other in found))
+            hint = f"models.available lists this as {others}, not as {kind.value}; correct its kind or choose another"
+        else:
+            same_kind = sorted({model.name for model in models.available if model.kind is kind})
+            close = get_close_matches(name, same_kind, n=1)
+            known = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(same_kind[:5]) or 'none'})"
+            hint = f"no {kind.value} of this name in models.available; add it there or correct the name{known}"
+        yield loaded.problem(("models", kind.value), hint)
+
+
+def _tls(loaded: Loaded) -> Iterator[Problem]:
+    tls = loaded.cluster.gateway.tls
+    for key in ("certificate", "key"):
+        given = getattr(tls, key) is not None
+        if tls.mode is TlsMode.FILES and not given:
+            hint = f"files needs {key} as well; add the path of the {key} on the gateway hosts"
+            yield loaded.problem(("gateway", "tls", "mode"), hint)
+        elif tls.mode is not TlsMode.FILES and given:
+            hint = f"is not used with mode {tls.mode.value}; remove it, or write mode: files"
+            yield loaded.problem(("gateway", "tls", key), hint)
+
+
+def _storage(loaded: Loaded) -> Iterator[Problem]:
+    storage = loaded.cluster.storage
+    for driver in (StorageDriver.NFS, StorageDriver.CEPHFS):
+        section = getattr(storage, driver.value)
+        if storage.driver is driver and section is None:
+            yield loaded.problem(("storage", "driver"), f"needs a section storage.{driver.value}; add it")
+        elif storage.driver is not driver and section is not None:
+            hint = f"is not used with driver {storage.driver.value}; remove it, or write driver: {driver.value}"
+            yield loaded.problem(("storage", driver.value), hint)
+    users = [name for name, host in loaded.cluster.hosts.items() if {Role.WORKER, Role.CONTROL} & set(host.roles)]
+    if storage.driver is StorageDriver.LOCAL and len(users) > 1:
+        hint = f"{len(users)} hosts would each keep jobs on a disk that the others cannot read; use nfs or cephfs"
+        yield loaded.problem(("storage", "driver"), hint, value=storage.driver.value)
+
+
+RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
+    _duplicate_addresses,
+    _unusable_addresses,
+    _outside_subnet,
+    _virtual_address,
+    _bind,
+    _port_clashes,
+    _port_range,
+    _missing_roles,
+    _repeated_roles,
+    _sentinels,
+    _workers,
+    _duplicate_gpus,
+    _role_needs,
+    _timeouts,
+    _lease,
+    _models,
+    _tls,
+    _storage,
+)

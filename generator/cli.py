@@ -1,0 +1,284 @@
+"""The command line: one function per command, which reads its words, calls one operation and prints the answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from generator import __version__, tree
+from generator.checks import check as find_problems
+from generator.errors import Unhealthy, UserError
+from generator.load import load
+from generator.ops import cluster
+from generator.ops import demo as demo_ops
+from generator.ops import doctor as doctor_ops
+from generator.ops import images as images_ops
+from generator.ops import init as init_ops
+from generator.ops import status as status_ops
+from generator.ops.engine import ensure_engine
+from generator.plan import Plan, plan
+from generator.progress import Mode, Progress
+from generator.render import render as render_plan
+from generator.secrets import STORE, Store, lay_out
+from generator.sources import ROOT, read_sources
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Turn one [bold]cluster.yaml[/] into one folder per host, and run it.\n\n"
+    "Start with [bold]init[/], edit the file, then [bold]check[/], [bold]secrets[/], [bold]render[/] and [bold]up[/]; "
+    "or see everything at work on this machine with [bold]demo[/].\n\n"
+    "Exit codes: 0 ok, 1 something for you to put right, 2 drift or unhealthy, 3 our bug.",
+)
+images_app = typer.Typer(no_args_is_help=True, help="Build and push the container images.")
+secrets_app = typer.Typer(help="Make the cluster's secrets (once) and lay them out for the hosts.")
+demo_app = typer.Typer(help="See it work: a cluster on this machine, a job, a killed worker, a video.")
+app.add_typer(images_app, name="images")
+app.add_typer(secrets_app, name="secrets")
+app.add_typer(demo_app, name="demo")
+
+console = Console()
+File = Annotated[Path, typer.Argument(help="The cluster's description.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder that receives one folder per host.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")]
+OnlyHost = Annotated[str | None, typer.Option("--host", help="Only this host.")]
+DEFAULT_FILE = Path("cluster.yaml")
+DEFAULT_OUT = Path("rendered")
+DEFAULT_DEMO = Path("demo")
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    file: File = DEFAULT_FILE,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a commented cluster.yaml to start from."""
+    init_ops.init(file, force=force)
+    console.print(f"{file} written: change the hosts, then run `python -m generator check {file}`")
+
+
+@app.command()
+def check(file: File = DEFAULT_FILE) -> None:
+    """Report every problem in cluster.yaml at once, as file:line: path: value: what to do."""
+    the_plan = _plan(file)
+    for notice in the_plan.notices:
+        console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{file}: {len(the_plan.hosts)} hosts, {sum(len(h.workers) for h in the_plan.hosts)} workers: no problem"
+    )
+
+
+@app.command()
+def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
+    """Write one self-contained folder per host: compose.yaml and the configuration it mounts."""
+    the_plan = _plan(file)
+    progress = Progress()
+    with progress.task("render") as task:
+        changes = tree.write(out, render_plan(the_plan, read_sources()))
+        task.finish(f"{len(the_plan.hosts)} hosts in {out}, {len(changes)} files changed")
+    for notice in the_plan.notices:
+        progress.warn(notice)
+    for change in changes:
+        console.print(f"{change.kind.value:>8} {out / change.path}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def diff(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT, as_json: Json = False) -> None:
+    """Show what a render would change; exit code 2 if anything."""
+    changes = tree.diff(out, render_plan(_plan(file), read_sources()))
+    if as_json:
+        print(json.dumps([{"kind": change.kind.value, "path": change.path} for change in changes]))
+    else:
+        for change in changes:
+            for line in change.lines():
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if changes:
+        raise typer.Exit(Unhealthy.exit_code)
+
+
+@secrets_app.callback(invoke_without_command=True)
+def secrets(
+    context: typer.Context, file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE, out: Out = DEFAULT_OUT
+) -> None:
+    """Make what is missing, beside cluster.yaml, and lay it out in every rendered folder for the containers' user."""
+    if context.invoked_subcommand is None:
+        the_plan = _plan(file)
+        made = _store(file).create_missing(_server_names(the_plan), tls=_own_tls(the_plan))
+        lay_out(the_plan, out, _store(file).read())
+        console.print(f"made {', '.join(made)}" if made else "all secrets exist")
+
+
+@secrets_app.command()
+def rotate(name: str, file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
+    """Replace one secret, lay it out again and say what has to be restarted."""
+    the_plan = _plan(file)
+    _store(file).rotate(name)
+    lay_out(the_plan, out, _store(file).read())
+    console.print(f"{name} replaced; services read it when they start: `python -m generator up --recreate`")
+
+
+@app.command()
+def up(
+    file: File = DEFAULT_FILE,
+    out: Out = DEFAULT_OUT,
+    host: OnlyHost = None,
+    recreate: Annotated[
+        bool, typer.Option("--recreate", help="Recreate every container, after a rotated secret.")
+    ] = False,
+) -> None:
+    """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
+    cluster.up(cluster.places(_plan(file), out, only=host), Progress(), recreate=recreate)
+
+
+@app.command()
+def down(
+    file: File = DEFAULT_FILE,
+    out: Out = DEFAULT_OUT,
+    host: OnlyHost = None,
+    volumes: Annotated[bool, typer.Option("--volumes", help="Also delete the queue, the jobs and the models.")] = False,
+) -> None:
+    """Stop and remove the containers. Data stays unless --volumes is given."""
+    cluster.down(cluster.places(_plan(file), out, only=host), Progress(), volumes=volumes)
+
+
+@app.command()
+def status(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT, host: OnlyHost = None, as_json: Json = False) -> None:
+    """Every service and what the cluster says of itself; exit code 2 if something is not well."""
+    store = _store(file)
+    key = store.read()["api_key"].decode() if store.folder.exists() else None
+    result = status_ops.status(cluster.places(_plan(file), out, only=host), key)
+    if as_json:
+        print(json.dumps(result.as_dict()))
+    else:
+        console.print(status_ops.table(result))
+        if result.cluster:
+            console.print_json(data=result.cluster)
+    if not result.well:
+        raise typer.Exit(Unhealthy.exit_code)
+
+
+@app.command()
+def logs(
+    services: Annotated[list[str] | None, typer.Argument(help="Services; all if none is named.")] = None,
+    file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
+    out: Out = DEFAULT_OUT,
+    host: OnlyHost = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+    lines: Annotated[int, typer.Option("--tail")] = 100,
+) -> None:
+    """The services' logs."""
+    found = cluster.places(_plan(file), out, only=host)
+    if follow and len(found) > 1:
+        raise UserError(f"--follow follows one host: add --host, one of: {', '.join(p.host.name for p in found)}")
+    for place in found:
+        for line in cluster.logs(place, services or [], follow=follow, lines=lines):
+            print(line, flush=True)
+
+
+@app.command()
+def doctor(
+    install: Annotated[bool, typer.Option("--install", help="Install and start a missing Docker engine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has and lacks; with --install, put the engine right."""
+    if install:
+        ensure_engine(install=True, progress=Progress())
+    checks = doctor_ops.run_checks()
+    if as_json:
+        print(json.dumps([asdict(one) for one in checks]))
+    else:
+        console.print(doctor_ops.table(checks))
+    if any(one.verdict == "fail" for one in checks):
+        raise typer.Exit(Unhealthy.exit_code)
+
+
+@images_app.command()
+def build(
+    only: Annotated[list[str] | None, typer.Argument(help="Images; all that the demo needs if none is named.")] = None,
+    tag: Annotated[str, typer.Option(help="Tag of the images.")] = __version__,
+    push: Annotated[str | None, typer.Option(metavar="REGISTRY", help="Push to this registry after building.")] = None,
+    torch: Annotated[str, typer.Option(help="Source of torch for webui-cpu: auto, wheel, index or debian.")] = "auto",
+    torch_index: Annotated[str | None, typer.Option(help="Package index that serves torch.")] = None,
+    mirror: Annotated[str | None, typer.Option(help="Debian mirror; default: this machine's own.")] = None,
+    jobs: Annotated[int, typer.Option(help="Builds at a time.")] = 2,
+) -> None:
+    """Build the images; those whose inputs have not changed are left alone."""
+    progress = Progress()
+    engine = ensure_engine(install=False, progress=progress)
+    images_ops.build_images(
+        engine,
+        ROOT,
+        tag=tag,
+        only=tuple(only or ()),
+        push=push,
+        torch=torch,
+        torch_index=torch_index,
+        mirror=mirror,
+        jobs=jobs,
+        progress=progress,
+    )
+
+
+@demo_app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = DEFAULT_DEMO,
+    keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Leave it running afterwards.")] = True,
+    install: Annotated[bool, typer.Option("--install/--no-install", help="Install a missing Docker engine.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Bring a cluster up on this machine, kill the worker that holds a job, and get the video all the same."""
+    if context.invoked_subcommand is not None:
+        return
+    progress = Progress(Mode.JSON if as_json else Mode.AUTO)
+    engine = ensure_engine(install=install, progress=progress)
+    the_demo = demo_ops.Demo(folder.resolve())
+    result = demo_ops.run(the_demo, engine, progress)
+    if as_json:
+        print(json.dumps(result.as_dict()))
+    else:
+        console.print(demo_ops.table(result, keep=keep))
+    if not keep:
+        demo_ops.stop(the_demo, progress)
+
+
+@demo_app.command(name="down")
+def demo_down(folder: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = DEFAULT_DEMO) -> None:
+    """Remove the demo: containers, networks, volumes, secrets and videos. The images stay."""
+    demo_ops.remove(demo_ops.Demo(folder.resolve()), Progress())
+
+
+def _plan(file: Path) -> Plan:
+    loaded = load(file)
+    problems = find_problems(loaded)
+    if problems:
+        raise UserError(problems)
+    return plan(loaded.cluster)
+
+
+def _store(file: Path) -> Store:
+    return Store(file.resolve().parent / STORE)
+
+
+def _server_names(the_plan: Plan) -> tuple[str, ...]:
+    """What a client may call the gateways: the server name first, then every gateway's address."""
+    gateways = [host for host in the_plan.hosts if host.gateway]
+    names = [host.gateway.server_name for host in gateways if host.gateway and host.gateway.server_name != "_"]
+    return tuple(dict.fromkeys([*names, *the_plan.addresses, *(host.address for host in gateways), "localhost"]))
+
+
+def _own_tls(the_plan: Plan) -> bool:
+    return any(host.gateway.own_certificate for host in the_plan.hosts if host.gateway)

@@ -1,0 +1,222 @@
+"""The shape of `cluster.yaml`: what an operator may write, with types, bounds and defaults.
+
+Everything here is frozen data. What needs two fields to judge lives in `checks`; what follows from the data
+(ports, image names, every derived number) lives in `plan`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$"
+GPU_UUID = r"^GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+ABSOLUTE_PATH = r"^/[A-Za-z0-9._/-]{1,200}$"
+REGISTRY = r"^([a-z0-9]([a-z0-9.-]{0,190}[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]([a-z0-9._-]{0,60}[a-z0-9])?){0,4})?$"
+TAG = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
+HOST_NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$"
+SERVER_NAME = r"^(_|[A-Za-z0-9][A-Za-z0-9.-]{0,252})$"
+MOUNT_OPTIONS = r"^[a-z0-9=,.]{1,200}$"
+SHA256 = r"^[0-9a-f]{64}$"
+ALLOCATOR = r"^[A-Za-z0-9_:,.]{0,200}$"
+SOURCE = r"^[!-~]{1,500}$"
+# What each pattern means in words stands in `explain`; a test holds the two together.
+
+Name = Annotated[str, Field(pattern=DNS_LABEL)]
+"""A DNS label: lower case letters, digits and dashes, at most 40 characters."""
+FileName = Annotated[str, Field(pattern=FILE_NAME)]
+"""A file or folder name without any separator."""
+GpuUuid = Annotated[str, Field(pattern=GPU_UUID)]
+"""As `nvidia-smi -L` prints it."""
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
+AbsolutePath = Annotated[str, Field(pattern=ABSOLUTE_PATH)]
+Registry = Annotated[str, Field(pattern=REGISTRY)]
+Tag = Annotated[str, Field(pattern=TAG)]
+HostName = Annotated[str, Field(pattern=HOST_NAME)]
+ServerName = Annotated[str, Field(pattern=SERVER_NAME)]
+
+
+class Part(BaseModel):
+    """Common to every section: no unknown keys, no change after loading. `load` adds: no silent coercion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=False)
+
+
+class Role(str, Enum):
+    """What a host does; one compose template each."""
+
+    GATEWAY = "gateway"
+    CONTROL = "control"
+    QUEUE = "queue"
+    WORKER = "worker"
+    METRICS = "metrics"
+    DASHBOARDS = "dashboards"
+    LOGS = "logs"
+
+
+class Variant(str, Enum):
+    """Which WebUI image the workers run."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+    SYNTHETIC = "synthetic"
+
+
+class TlsMode(str, Enum):
+    NONE = "none"
+    SELF_SIGNED = "self-signed"
+    FILES = "files"
+
+
+class Balance(str, Enum):
+    COOKIE = "cookie"
+    IP_HASH = "ip_hash"
+
+
+class StorageDriver(str, Enum):
+    LOCAL = "local"
+    NFS = "nfs"
+    CEPHFS = "cephfs"
+
+
+class LogDriver(str, Enum):
+    NONE = "none"
+    ELASTIC = "elastic"
+
+
+class ModelKind(str, Enum):
+    CHECKPOINT = "checkpoint"
+    MOTION_MODULE = "motion_module"
+    LORA = "lora"
+    VAE = "vae"
+
+
+class Images(Part):
+    registry: Registry = ""
+    tag: Tag = "0.1.0"
+    webui: Variant = Variant.CUDA
+
+
+class Gpu(Part):
+    uuid: GpuUuid
+    memory_gib: Annotated[int, Field(ge=1, le=1024)] = 24
+
+
+class Host(Part):
+    address: IPv4Address
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    gpus: Annotated[tuple[Gpu, ...], Field(max_length=16)] = ()
+    cpu_workers: Annotated[int, Field(ge=0, le=64)] = 0
+
+
+class Network(Part):
+    subnet: IPv4Network | None = None
+
+
+class Tls(Part):
+    mode: TlsMode = TlsMode.SELF_SIGNED
+    certificate: AbsolutePath | None = None
+    key: AbsolutePath | None = None
+
+
+class Gateway(Part):
+    vip: IPv4Address | None = None
+    bind: IPv4Address = IPv4Address("0.0.0.0")  # noqa: S104  (the gateway is the one public part)
+    server_name: ServerName = "_"
+    http_port: Port = 80
+    https_port: Port = 443
+    balance: Balance = Balance.COOKIE
+    tls: Tls = Tls()
+    max_body_mib: Annotated[int, Field(ge=1, le=2048)] = 16
+    submissions_per_second: Annotated[int, Field(ge=1, le=10_000)] = 20
+
+
+class Nfs(Part):
+    server: HostName
+    export: AbsolutePath
+    options: Annotated[str, Field(pattern=MOUNT_OPTIONS)] = "nfsvers=4.2,hard,timeo=50,retrans=3"
+
+
+class Cephfs(Part):
+    path: AbsolutePath
+
+
+class Storage(Part):
+    driver: StorageDriver = StorageDriver.LOCAL
+    nfs: Nfs | None = None
+    cephfs: Cephfs | None = None
+
+
+class Model(Part):
+    name: FileName
+    kind: ModelKind
+    source: Annotated[str, Field(pattern=SOURCE)] | None = None
+    sha256: Annotated[str, Field(pattern=SHA256)] | None = None
+
+
+class Models(Part):
+    checkpoint: FileName
+    motion_module: FileName
+    available: Annotated[tuple[Model, ...], Field(min_length=1, max_length=500)]
+
+
+class Queue(Part):
+    lease_seconds: Annotated[float, Field(ge=1, le=60)] = 3.0
+    beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 0.75
+    limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    crash_budget: Annotated[int, Field(ge=1, le=20)] = 3
+    error_budget: Annotated[int, Field(ge=1, le=20)] = 3
+    oom_budget: Annotated[int, Field(ge=1, le=20)] = 3
+    retention_days: Annotated[int, Field(ge=1, le=365)] = 7
+    maxmemory_mib: Annotated[int, Field(ge=64, le=65_536)] = 1024
+    sentinel_quorum: Annotated[int, Field(ge=1, le=9)] | None = None
+    port: Port = 6379
+    sentinel_port: Port = 26379
+
+
+class Timeouts(Part):
+    job_seconds: Seconds = 1800
+    proxy_seconds: Seconds = 3600
+    stop_grace_seconds: Seconds = 1860
+    drain_seconds: Seconds = 60
+    no_progress_seconds: Seconds = 120
+
+
+class Worker(Part):
+    cpus: Annotated[float, Field(ge=0.1, le=256)] = 8.0
+    memory_gib: Annotated[int, Field(ge=1, le=1024)] = 32
+    threads: Annotated[int, Field(ge=1, le=64)] = 4
+    first_port: Port = 7860
+    cuda_allocator: Annotated[str, Field(pattern=ALLOCATOR)] = "expandable_segments:True"
+    step_seconds: Annotated[float, Field(ge=0, le=600)] = 0.05
+
+
+class Monitoring(Part):
+    retention_days: Annotated[int, Field(ge=1, le=365)] = 15
+
+
+class Logs(Part):
+    driver: LogDriver = LogDriver.NONE
+    retention_days: Annotated[int, Field(ge=1, le=365)] = 14
+
+
+class Cluster(Part):
+    """A whole `cluster.yaml`."""
+
+    name: Name
+    images: Images = Images()
+    hosts: Annotated[dict[Name, Host], Field(min_length=1, max_length=5000)]
+    network: Network = Network()
+    gateway: Gateway = Gateway()
+    storage: Storage = Storage()
+    models: Models
+    queue: Queue = Queue()
+    worker: Worker = Worker()
+    timeouts: Timeouts = Timeouts()
+    monitoring: Monitoring = Monitoring()
+    logs: Logs = Logs()

@@ -1,0 +1,97 @@
+"""A small client of the appliance's public HTTP interface: what `demo` and `status` need of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from generator.errors import Unhealthy
+
+CHUNK_BYTES = 1 << 20
+
+
+class Client:
+    """Speaks to one gateway. Connection errors and 5xx answers are for the caller to retry: it knows its deadline."""
+
+    def __init__(self, url: str, key: str, *, timeout_seconds: float = 5.0) -> None:
+        self.url = url
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=timeout_seconds,
+            trust_env=False,  # a proxy for the internet must not see the cluster's key
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def ready(self) -> bool:
+        try:
+            return self._http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def wait_ready(self, deadline_seconds: float, *, describe: Callable[[], str]) -> None:
+        """Until `/readyz` answers 200; `Unhealthy` with `describe()` when it does not in time."""
+        end = time.monotonic() + deadline_seconds
+        while not self.ready():
+            if time.monotonic() > end:
+                raise Unhealthy(f"{self.url}/readyz did not answer 200 within {deadline_seconds:.0f} s\n{describe()}")
+            time.sleep(0.25)
+
+    def submit(self, request: Mapping[str, Any], *, idempotency_key: str) -> str:
+        """Submit and return the job's id. Sent again on a lost connection or a 503: the key makes that safe."""
+        for attempt in range(10):
+            try:
+                answer = self._http.post("/api/v1/jobs", json=request, headers={"Idempotency-Key": idempotency_key})
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return str(_checked(answer)["id"])
+            time.sleep(0.2 * (attempt + 1))
+        raise Unhealthy(f"{self.url} took no job in ten tries; `python -m generator status` shows what is wrong")
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return _checked(self._http.get(f"/api/v1/jobs/{job_id}"))
+
+    def cluster(self) -> dict[str, Any]:
+        return _checked(self._http.get("/api/v1/cluster"))
+
+    def download(self, job_id: str, target: Path) -> str:
+        """Write the job's video to `target` (whole or not at all) and return its sha256 in hex."""
+        digest = hashlib.sha256()
+        temporary = target.with_name(target.name + ".part")
+        with self._http.stream("GET", f"/api/v1/jobs/{job_id}/result") as answer, temporary.open("wb") as file:
+            if answer.status_code != httpx.codes.OK:
+                answer.read()
+                _checked(answer)
+            for chunk in answer.iter_bytes(CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+        temporary.replace(target)
+        return digest.hexdigest()
+
+
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a 2xx answer; `Unhealthy` with the problem's own words otherwise."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {}
+    if answer.is_success and isinstance(body, dict):
+        return body
+    said = body.get("detail") or body.get("title") if isinstance(body, dict) else None
+    raise Unhealthy(
+        f"{answer.request.method} {answer.request.url.path}: HTTP {answer.status_code}: {said or answer.text[:300]}"
+    )

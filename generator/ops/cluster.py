@@ -1,0 +1,151 @@
+"""`up`, `down`, `logs` and the health of services: docker compose in each host's folder.
+
+A host whose address belongs to this machine is worked on here; any other through ssh, in REMOTE_FOLDER.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from generator import processes
+from generator.docker import Container, Engine
+from generator.errors import ToolError, Unhealthy, UserError
+from generator.plan import HostPlan, Plan
+from generator.progress import Progress
+
+REMOTE_FOLDER = "/opt/animatediff-ha"
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
+COPY_SECONDS = 120.0
+WAIT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one host's folder is run. `ssh` is the target of ssh, None for this machine."""
+
+    project: str
+    host: HostPlan
+    folder: Path
+    ssh: str | None
+
+    @property
+    def remote_folder(self) -> str:
+        return f"{REMOTE_FOLDER}/{self.project}/{self.host.name}"
+
+    def compose(self, *args: str) -> list[str]:
+        """The argument list of `docker compose ARGS` there."""
+        if self.ssh is None:
+            return ["docker", "compose", "--project-directory", str(self.folder), *self._files(), *args]
+        command = ["docker", "compose", "--project-directory", self.remote_folder, *args]
+        # With files named by --project-directory alone, compose looks in the working directory.
+        return [*SSH, self.ssh, f"cd {shlex.quote(self.remote_folder)} && {shlex.join(command)}"]
+
+    def copy(self) -> str | None:
+        """The shell pipeline that brings the folder to the host; None where it is already there."""
+        if self.ssh is None:
+            return None
+        there = shlex.quote(self.remote_folder)
+        receive = f"install -d -m 0700 {there} && tar -C {there} -xpf - --numeric-owner"
+        return f"tar -C {shlex.quote(str(self.folder))} -cf - . | {shlex.join([*SSH, self.ssh, receive])}"
+
+    def _files(self) -> list[str]:
+        names = ("compose.yaml", "compose.override.yaml")
+        return [part for name in names if (self.folder / name).exists() for part in ("--file", str(self.folder / name))]
+
+
+def places(plan: Plan, out: Path, *, only: str | None = None, ssh_user: str = "root") -> list[Place]:
+    """One place per host, or the one that `only` names. Their folders must have been rendered."""
+    if only is not None and only not in plan.by_name:
+        raise UserError(f'"{only}" is not a host of {plan.cluster.name}; one of: {", ".join(plan.by_name)}')
+    found = []
+    for host in plan.hosts:
+        folder = out / host.name
+        if only in (None, host.name):
+            if not (folder / "compose.yaml").is_file():
+                raise UserError(f"{folder} has not been rendered; run `python -m generator render` first")
+            ssh = None if is_local(host.address) else f"{ssh_user}@{host.address}"
+            found.append(Place(plan.cluster.name, host, folder.resolve(), ssh))
+    return found
+
+
+def is_local(address: str) -> bool:
+    """Whether this machine owns `address`: only then can a socket be bound to it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) -> None:
+    """Start every host and wait until all services are healthy; `Unhealthy` with their last log lines otherwise."""
+    options = ["--detach", "--wait", "--wait-timeout", str(WAIT_SECONDS), "--remove-orphans"]
+    options += ["--force-recreate"] if recreate else []
+    for place in targets:
+        with progress.task(f"up {place.host.name}") as task:
+            pipeline = place.copy()
+            if pipeline is not None:
+                task.update("copying")
+                processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
+            _compose(place, ["up", *options], task.update)
+            task.finish("healthy")
+
+
+def down(targets: Sequence[Place], progress: Progress, *, volumes: bool) -> None:
+    """Stop and remove; with `volumes` also every job, model and queue entry of these hosts."""
+    for place in targets:
+        with progress.task(f"down {place.host.name}") as task:
+            options = ["--volumes"] if volumes else []
+            _compose(place, ["down", "--remove-orphans", *options], task.update)
+            task.finish("removed")
+
+
+def _compose(place: Place, args: Sequence[str], on_line: Callable[[str], None]) -> None:
+    try:
+        for line in processes.stream(place.compose(*args)):
+            if line.strip():
+                on_line(line.strip())
+    except ToolError as error:
+        raise Unhealthy(f"{error}\n{_unhealthy_logs(place)}") from error
+
+
+def _unhealthy_logs(place: Place) -> str:
+    """The last lines of every service that is not well: what a person would look at next."""
+    if place.ssh is not None:
+        return f"look with: {shlex.join(place.compose('ps'))}"
+    engine = Engine()
+    try:
+        sick = [one for one in engine.containers(place.project) if not well(one)]
+        return "\n".join(
+            f"--- {one.service} ({one.state} {one.health})\n{engine.logs(one.id, lines=10)}" for one in sick
+        )
+    except ToolError as error:
+        return str(error)
+
+
+def well(container: Container) -> bool:
+    """A one-shot that ended with 0 is as well as a service that runs and is not unhealthy."""
+    if container.state == "exited":
+        return container.exit_code == 0
+    return container.state == "running" and container.health in ("", "healthy")
+
+
+def logs(place: Place, services: Sequence[str], *, follow: bool, lines: int) -> Iterator[str]:
+    options = ["--follow"] if follow else []
+    yield from processes.stream(place.compose("logs", "--tail", str(lines), *options, *services))
+
+
+def wait_until(check: Callable[[], bool], seconds: float, *, every: float = 0.1) -> bool:
+    """Whether `check` came true in time."""
+    end = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > end:
+            return False
+        time.sleep(every)
+    return True

@@ -1,0 +1,102 @@
+"""What runs, host by host, and what the cluster says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+from rich.table import Table
+
+from generator import processes
+from generator.errors import ToolError, Unhealthy
+from generator.ops.client import Client
+from generator.ops.cluster import Place
+
+PS_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    host: str
+    service: str
+    state: str
+    health: str
+    exit_code: int
+    since: str
+
+    @property
+    def well(self) -> bool:
+        """A one-shot that ended with 0 is well too."""
+        if self.state == "exited":
+            return self.exit_code == 0
+        return self.state == "running" and self.health in ("", "healthy")
+
+
+@dataclass(frozen=True)
+class Status:
+    services: tuple[ServiceStatus, ...]
+    unreachable: dict[str, str]
+    """Host → why its engine could not be asked."""
+    cluster: dict[str, Any] | None
+    """Answer of `GET /api/v1/cluster`; None where no gateway answered."""
+
+    @property
+    def well(self) -> bool:
+        return bool(self.services) and not self.unreachable and all(service.well for service in self.services)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"well": self.well, **asdict(self)}
+
+
+def status(places: Sequence[Place], key: str | None) -> Status:
+    services: list[ServiceStatus] = []
+    unreachable: dict[str, str] = {}
+    for place in places:
+        try:
+            listing = processes.run(place.compose("ps", "--all", "--format", "json"), timeout=PS_SECONDS)
+        except ToolError as error:
+            unreachable[place.host.name] = str(error)
+        else:
+            services += parse_ps(place.host.name, listing)
+    return Status(tuple(services), unreachable, _ask(places, key) if key else None)
+
+
+def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
+    """From `docker compose ps --format json`: one object a line, or (older versions) one array."""
+    rows: Iterable[dict[str, Any]]
+    rows = (
+        json.loads(listing) if listing.startswith("[") else (json.loads(line) for line in listing.splitlines() if line)
+    )
+    found = [
+        ServiceStatus(host, row["Service"], row["State"], row.get("Health", ""), row["ExitCode"], row.get("Status", ""))
+        for row in rows
+    ]
+    return sorted(found, key=lambda one: one.service)
+
+
+def _ask(places: Sequence[Place], key: str) -> dict[str, Any] | None:
+    """The first gateway that answers; a certificate of the cluster's own authority is checked by the caller's tools."""
+    for place in places:
+        gateway = place.host.gateway
+        if gateway is None or gateway.tls:
+            continue
+        where = place.host.address if gateway.bind == "0.0.0.0" else gateway.bind  # noqa: S104
+        try:
+            with Client(f"http://{where}:{gateway.http_port}", key) as client:
+                return client.cluster()
+        except (httpx.TransportError, Unhealthy):
+            continue
+    return None
+
+
+def table(result: Status) -> Table:
+    rows = Table("host", "service", "state", "health", "since", title="services")
+    for one in result.services:
+        colour = "green" if one.well else "red"
+        rows.add_row(one.host, one.service, f"[{colour}]{one.state}[/]", one.health, one.since)
+    for host, why in result.unreachable.items():
+        rows.add_row(host, "?", "[red]unreachable[/]", "", why.splitlines()[-1])
+    return rows

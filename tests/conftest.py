@@ -1,0 +1,41 @@
+"""Options, and the rule about Docker: without an engine such tests fail under CI and skip with a reason elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from generator.docker import Engine
+from generator.errors import GeneratorError
+from generator.ops.engine import ensure_engine
+from generator.ops.images import build_images
+from generator.progress import Progress
+
+ROOT = Path(__file__).resolve().parent.parent
+TAG = "test"
+os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # its reaper image is on a registry; fixtures clean up
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew from what is rendered now")
+    parser.addoption("--long", action="store_true", help="run the long variants too")
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """A running Docker engine; an installed one that does not run is started."""
+    try:
+        return ensure_engine(install=False, progress=Progress())
+    except GeneratorError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI needs a Docker engine: {error}")
+        pytest.skip(f"needs a Docker engine: {error}")
+
+
+@pytest.fixture(scope="session")
+def images(engine: Engine) -> str:
+    """The tag under which every image of ours has been built."""
+    build_images(engine, ROOT, tag=TAG, progress=Progress())
+    return TAG

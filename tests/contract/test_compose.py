@@ -1,0 +1,30 @@
+"""The rendered folders as the real tools see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generator import tree
+from generator.docker import Engine
+from generator.load import load
+from generator.plan import plan
+from generator.render import render
+from generator.secrets import Store, lay_out
+from generator.sources import ROOT, read_sources
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.mark.parametrize(("file", "hosts"), [("cluster.example.yaml", 3), ("cluster.demo.yaml", 1)])
+def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, file: str, hosts: int) -> None:
+    the_plan = plan(load(ROOT / "config" / file).cluster)
+    tree.write(tmp_path, render(the_plan, read_sources()))
+    store = Store(tmp_path / "store")
+    store.create_missing(("localhost",), tls=True)
+    lay_out(the_plan, tmp_path, store.read())
+    folders = sorted(path.parent for path in tmp_path.glob("*/compose.yaml"))
+    assert len(folders) == hosts
+    for folder in folders:
+        assert engine.compose(folder, "config", "-q") == ""

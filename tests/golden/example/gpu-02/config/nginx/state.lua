@@ -1,0 +1,130 @@
+-- Which peers may get traffic, as the controller last said it. The whole state is replaced by
+--   PUT /state  {"epoch": "<controller's start, µs>", "version": n,
+--                "pools": {"api": [{"name", "ip", "port"}], "webui": [{"name", "ip", "port", "weight"}]}}
+-- 200 accepted, 400 malformed, 409 older than what is known; a refused state changes nothing. GET /state shows it.
+-- The shared dict outlives a reload, not a restart: the controller pushes again every 2 s.
+local cjson = require "cjson.safe"
+
+local dict = ngx.shared.routing
+local POOLS = { "api", "webui" }
+local EMPTY = { pools = { api = {}, webui = {} } }
+-- An older epoch is believed once the newer one has been silent for this long (its clock was ahead).
+local SILENCE_SECONDS = 6
+local MAX_WEIGHT = 1000
+
+local M = {}
+local known, known_stamp = EMPTY, nil
+
+local function is_integer(value, low, high)
+    return type(value) == "number" and value % 1 == 0 and value >= low and value <= high
+end
+
+local function is_address(ip)
+    if type(ip) ~= "string" then return false end
+    if ip:find(":", 1, true) then
+        return ngx.re.find(ip, [[^[0-9a-fA-F:]{2,39}$]], "jo") ~= nil
+    end
+    local octets = ngx.re.match(ip, [[^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})$]], "jo")
+    for i = 1, 4 do
+        if not octets or tonumber(octets[i]) > 255 then return false end
+    end
+    return true
+end
+
+local function check_peer(pool, peer, names)
+    if type(peer) ~= "table" then return "is no object" end
+    if type(peer.name) ~= "string" or not ngx.re.find(peer.name, [[^[\w./-]{1,128}$]], "jo") then return "has no name" end
+    if names[peer.name] then return "repeats the name " .. peer.name end
+    names[peer.name] = true
+    if not is_address(peer.ip) then return "has no ip" end
+    if not is_integer(peer.port, 1, 65535) then return "has no port" end
+    local weight = peer.weight
+    if pool == "webui" and not (type(weight) == "number" and weight >= 0 and weight <= MAX_WEIGHT) then
+        return "has no weight"
+    end
+end
+
+local function check(state)
+    if type(state) ~= "table" then return "the body is no JSON object" end
+    if type(state.epoch) ~= "string" or not state.epoch:find("^%d+$") or #state.epoch > 16 then
+        return "epoch is no string of at most 16 digits"
+    end
+    if not is_integer(state.version, 0, 2 ^ 53) then return "version is no whole number" end
+    if type(state.pools) ~= "table" then return "pools is missing" end
+    for _, pool in ipairs(POOLS) do
+        local peers, count, names = state.pools[pool], 0, {}
+        if type(peers) ~= "table" then return "pools." .. pool .. " is missing" end
+        for _ in pairs(peers) do count = count + 1 end
+        if count ~= #peers then return "pools." .. pool .. " is no list" end
+        for i, peer in ipairs(peers) do
+            local fault = check_peer(pool, peer, names)
+            if fault then return ("pools.%s[%d] %s"):format(pool, i - 1, fault) end
+        end
+    end
+end
+
+-- Why `state` must not replace what is known, or nil.
+local function is_older(state, body)
+    local old = M.get()
+    if not old.epoch then return nil end
+    if state.epoch ~= old.epoch then
+        local silent = ngx.now() - (dict:get("received_at") or 0)
+        if tonumber(state.epoch) < tonumber(old.epoch) and silent < SILENCE_SECONDS then
+            return "a controller that started later is at work: epoch " .. old.epoch
+        end
+    elseif state.version < old.version then
+        return "version " .. old.version .. " of this epoch is known already"
+    elseif state.version == old.version and body ~= dict:get("body") then
+        return "version " .. old.version .. " of this epoch had another content"
+    end
+end
+
+-- The current state; decoded once per worker and push.
+function M.get()
+    local stamp = dict:get("stamp")
+    if stamp ~= known_stamp then
+        known = cjson.decode(dict:get("body") or "") or EMPTY
+        known_stamp = stamp
+    end
+    return known
+end
+
+local function answer(status, body)
+    ngx.status = status
+    ngx.header["Content-Type"] = "application/json"
+    ngx.say(cjson.encode(body))
+end
+
+local function put()
+    ngx.req.read_body()
+    local body = ngx.req.get_body_data()
+    local state = body and cjson.decode(body)
+    local fault = check(state)
+    if fault then return answer(400, { type = "state-malformed", detail = fault }) end
+    local conflict = is_older(state, body)
+    if conflict then return answer(409, { type = "state-outdated", detail = conflict }) end
+    local stored, reason = dict:safe_set("body", body)
+    if not stored then return answer(507, { type = "state-too-large", detail = reason }) end
+    dict:set("received_at", ngx.now())
+    dict:set("stamp", state.epoch .. "/" .. state.version)
+    return answer(200, { epoch = state.epoch, version = state.version })
+end
+
+function M.serve()
+    local method = ngx.req.get_method()
+    if method == "PUT" then return put() end
+    if method ~= "GET" then return ngx.exit(405) end
+    local received_at = dict:get("received_at")
+    if not received_at then return ngx.exit(404) end
+    answer(200, { age_seconds = ngx.now() - received_at, state = M.get() })
+end
+
+-- GET /readyz: at least one api and one node can take requests.
+function M.serve_readiness()
+    local pools = M.get().pools
+    local ready = #pools.api > 0 and #pools.webui > 0
+    if not ready then ngx.header["Retry-After"] = "2" end
+    answer(ready and 200 or 503, { status = ready and "ok" or "unavailable", api = #pools.api, webui = #pools.webui })
+end
+
+return M
