@@ -159,7 +159,7 @@ def status(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT, host: OnlyHost = N
     """Every service and what the cluster says of itself; exit code 2 if something is not well."""
     store = _store(file)
     key = store.read()["api_key"].decode() if store.folder.exists() else None
-    result = status_ops.status(cluster.places(_plan(file), out, only=host), key)
+    result = status_ops.status(cluster.places(_plan(file), out, only=host), key, store.authority)
     if as_json:
         print(json.dumps(result.as_dict()))
     else:

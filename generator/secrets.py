@@ -44,6 +44,11 @@ class Store:
 
     folder: Path
 
+    @property
+    def authority(self) -> Path | None:
+        """The cluster's own CA certificate, where it has one."""
+        return self.folder / "ca.crt" if (self.folder / "ca.crt").exists() else None
+
     def create_missing(self, server_names: tuple[str, ...], *, tls: bool) -> list[str]:
         """Make what does not exist yet and return its names; what exists is never replaced."""
         with _told(self.folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +20,14 @@ CHUNK_BYTES = 1 << 20
 class Client:
     """Speaks to one gateway. Connection errors and 5xx answers are for the caller to retry: it knows its deadline."""
 
-    def __init__(self, url: str, key: str, *, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, url: str, key: str, *, authority: Path | None = None, timeout_seconds: float = 5.0) -> None:
+        """`authority` is the cluster's own CA certificate; without it the system's authorities are asked."""
         self.url = url
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=timeout_seconds,
+            verify=ssl.create_default_context(cafile=authority) if authority else True,
             trust_env=False,  # a proxy for the internet must not see the cluster's key
         )
 

@@ -23,7 +23,8 @@ from generator.load import load
 from generator.ops import cluster
 from generator.ops.client import Client
 from generator.ops.images import build_images
-from generator.plan import HostPlan, Plan, plan
+from generator.ops.status import gateway_url
+from generator.plan import Plan, plan
 from generator.progress import Progress
 from generator.render import render
 from generator.secrets import Store, lay_out
@@ -102,17 +103,17 @@ def run(demo: Demo, engine: Engine, progress: Progress) -> Result:
     the_plan = prepare(demo)
     tag = the_plan.cluster.images["services"].rpartition(":")[2]
     build_images(engine, ROOT, tag=tag, only=IMAGES, progress=progress)
-    host = the_plan.hosts[0]
+    url = _url(the_plan)
     cluster.up(cluster.places(the_plan, demo.out), progress)
     key = demo.store.read()["api_key"].decode()
-    with Client(address(host), key) as client:
+    with Client(url, key) as client:
         client.wait_ready(READY_SECONDS, describe=lambda: _describe(engine, the_plan.cluster.name))
         job, recovery = _job_that_loses_its_worker(client, engine, the_plan, progress)
         video = demo.folder / "videos" / f"{job['id']}.mp4"
         video.parent.mkdir(exist_ok=True)
         sha256 = client.download(job["id"], video)
     _compare(job, sha256)
-    return Result(address(host), key, job["id"], str(video), sha256, recovery)
+    return Result(url, key, job["id"], str(video), sha256, recovery)
 
 
 def prepare(demo: Demo) -> Plan:
@@ -158,9 +159,11 @@ def remove(demo: Demo, progress: Progress) -> None:
     shutil.rmtree(demo.folder, ignore_errors=True)
 
 
-def address(host: HostPlan) -> str:
-    assert host.gateway is not None, "the demo's host has the gateway role"  # noqa: S101
-    return f"http://{host.gateway.bind}:{host.gateway.http_port}"
+def _url(the_plan: Plan) -> str:
+    host = the_plan.hosts[0]
+    if host.gateway is None:
+        raise UserError(f"{CLUSTER_FILE}: host {host.name} needs the role gateway")
+    return gateway_url(host, host.gateway)
 
 
 def free_port(wanted: int) -> int:

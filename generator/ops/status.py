@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from generator import processes
 from generator.errors import ToolError, Unhealthy
 from generator.ops.client import Client
 from generator.ops.cluster import Place
+from generator.plan import GatewayPlan, HostPlan
 
 PS_SECONDS = 20.0
 
@@ -51,7 +53,8 @@ class Status:
         return {"well": self.well, **asdict(self)}
 
 
-def status(places: Sequence[Place], key: str | None) -> Status:
+def status(places: Sequence[Place], key: str | None, authority: Path | None = None) -> Status:
+    """Ask every host's engine, and with `key` the first gateway that answers (`authority`: the cluster's CA)."""
     services: list[ServiceStatus] = []
     unreachable: dict[str, str] = {}
     for place in places:
@@ -61,7 +64,7 @@ def status(places: Sequence[Place], key: str | None) -> Status:
             unreachable[place.host.name] = str(error)
         else:
             services += parse_ps(place.host.name, listing)
-    return Status(tuple(services), unreachable, _ask(places, key) if key else None)
+    return Status(tuple(services), unreachable, _ask(places, key, authority) if key else None)
 
 
 def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
@@ -77,19 +80,21 @@ def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
     return sorted(found, key=lambda one: one.service)
 
 
-def _ask(places: Sequence[Place], key: str) -> dict[str, Any] | None:
-    """The first gateway that answers; a certificate of the cluster's own authority is checked by the caller's tools."""
+def _ask(places: Sequence[Place], key: str, authority: Path | None) -> dict[str, Any] | None:
     for place in places:
-        gateway = place.host.gateway
-        if gateway is None or gateway.tls:
-            continue
-        where = place.host.address if gateway.bind == "0.0.0.0" else gateway.bind  # noqa: S104
-        try:
-            with Client(f"http://{where}:{gateway.http_port}", key) as client:
-                return client.cluster()
-        except (httpx.TransportError, Unhealthy):
-            continue
+        if place.host.gateway is not None:
+            try:
+                with Client(gateway_url(place.host, place.host.gateway), key, authority=authority) as client:
+                    return client.cluster()
+            except (httpx.TransportError, Unhealthy):
+                continue
     return None
+
+
+def gateway_url(host: HostPlan, gateway: GatewayPlan) -> str:
+    """Address of one host's own gateway, whatever the cluster's public name is."""
+    where = host.address if gateway.bind == "0.0.0.0" else gateway.bind  # noqa: S104
+    return f"https://{where}:{gateway.https_port}" if gateway.tls else f"http://{where}:{gateway.http_port}"
 
 
 def table(result: Status) -> Table:

@@ -500,7 +500,7 @@ class Sentinels:
         self.ports = free_ports(6)
         self.master, *replicas = self.ports[:3]
         common = f"bind 127.0.0.1\nrequirepass {PASSWORD}\nmasterauth {PASSWORD}\nsave ''\n"
-        common += "maxmemory-policy noeviction\n"
+        common += "maxmemory-policy noeviction\nrepl-diskless-sync-delay 0\n"
         self.master_process = self.start("master", f"port {self.master}\n{common}")
         for port in replicas:
             self.start(f"replica-{port}", f"port {port}\n{common}replicaof 127.0.0.1 {self.master}\n")
@@ -533,7 +533,7 @@ class Sentinels:
             f"sentinel-{port}",
             f"port {port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsentinel sentinel-pass {PASSWORD}\n"
             f"sentinel monitor queue 127.0.0.1 {self.master} 2\nsentinel auth-pass queue {PASSWORD}\n"
-            "sentinel down-after-milliseconds queue 500\nsentinel failover-timeout queue 2000\n",
+            "sentinel down-after-milliseconds queue 1000\nsentinel failover-timeout queue 10000\n",
             "--sentinel",
         )
 
@@ -571,8 +571,9 @@ async def submit_until_accepted(queue: Queue, job: Submission, seconds: float) -
         try:
             await queue.submit(job)
             return
-        except QueueUnavailable:
-            assert time.monotonic() < deadline, f"not accepted within {seconds} s"
+        except QueueUnavailable as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not accepted within {seconds} s") from error
         await asyncio.sleep(0.1)
 
 

@@ -42,6 +42,10 @@ class RedisLink:
         client = await self.client()
         try:
             return await operation(client)
+        except QueueUnavailable:
+            # Too few replicas answered: this may be a master that everybody else has left.
+            await self.drop(client)
+            raise
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -192,15 +192,11 @@ async def read_json(request: Request) -> Any:
         if len(body) > BODY_LIMIT:
             raise HTTPException(413, f"the body is larger than {BODY_LIMIT} bytes")
     try:
-        value = json.loads(bytes(body), parse_constant=_refuse_constant)
+        value = json.loads(bytes(body))
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but not text
     except (ValueError, RecursionError) as error:
         raise RequestError([("body", f"is not JSON: {type(error).__name__}")]) from error
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 async def http_problem(request: Request, error: Exception) -> Response:
