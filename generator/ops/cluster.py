@@ -141,7 +141,7 @@ def logs(place: Place, services: Sequence[str], *, follow: bool, lines: int) -> 
     yield from processes.stream(place.compose("logs", "--tail", str(lines), *options, *services))
 
 
-def wait_until(check: Callable[[], bool], seconds: float, *, every: float = 0.1) -> bool:
+def wait_until(check: Callable[[], bool], seconds: float, *, every: float = 0.5) -> bool:
     """Whether `check` came true in time."""
     end = time.monotonic() + seconds
     while not check():

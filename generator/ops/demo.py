@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import shutil
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,9 @@ from rich.table import Table
 from generator import tree
 from generator.checks import check
 from generator.docker import Engine
-from generator.errors import Unhealthy, UserError
+from generator.errors import Problem, Unhealthy, UserError
 from generator.load import load
-from generator.ops import cluster
+from generator.ops import cluster, doctor
 from generator.ops.client import Client
 from generator.ops.images import build_images
 from generator.ops.status import gateway_url
@@ -85,6 +87,17 @@ class Demo:
     def out(self) -> Path:
         return self.folder / "rendered"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One demo at a time in one folder: two would kill each other's workers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder}: another demo is running here; wait for it or use --dir") from None
+            yield
+
     @property
     def store(self) -> Store:
         return Store(self.folder / "secrets")
@@ -99,37 +112,48 @@ class Demo:
 
 def run(demo: Demo, engine: Engine, progress: Progress) -> Result:
     """Everything after the engine stands. Raises `Unhealthy` with what is wrong when a step misses its deadline."""
-    demo.folder.mkdir(parents=True, exist_ok=True)
-    the_plan = prepare(demo)
-    tag = the_plan.cluster.images["services"].rpartition(":")[2]
-    build_images(engine, ROOT, tag=tag, only=IMAGES, progress=progress)
-    url = _url(the_plan)
-    cluster.up(cluster.places(the_plan, demo.out), progress)
-    key = demo.store.read()["api_key"].decode()
-    with Client(url, key) as client:
-        client.wait_ready(READY_SECONDS, describe=lambda: _describe(engine, the_plan.cluster.name))
-        job, recovery = _job_that_loses_its_worker(client, engine, the_plan, progress)
-        video = demo.folder / "videos" / f"{job['id']}.mp4"
-        video.parent.mkdir(exist_ok=True)
-        sha256 = client.download(job["id"], video)
-    _compare(job, sha256)
+    _examine(engine, progress)
+    with demo.locked():
+        the_plan = prepare(demo, engine)
+        tag = the_plan.cluster.images["services"].rpartition(":")[2]
+        build_images(engine, ROOT, tag=tag, only=IMAGES, progress=progress)
+        cluster.up(cluster.places(the_plan, demo.out), progress)
+        url, key = _url(the_plan), demo.store.read()["api_key"].decode()
+        with Client(url, key) as client:
+            client.wait_ready(READY_SECONDS, describe=lambda: _describe(engine, the_plan.cluster.name))
+            job, recovery = _job_that_loses_its_worker(client, engine, the_plan, progress)
+            video = demo.folder / "videos" / f"{job['id']}.mp4"
+            video.parent.mkdir(exist_ok=True)
+            sha256 = client.download(job["id"], video)
+        _compare(job, sha256)
+        _wait_until_whole(engine, the_plan.cluster.name, progress)
     return Result(url, key, job["id"], str(video), sha256, recovery)
 
 
-def prepare(demo: Demo) -> Plan:
-    """cluster.yaml with a free port, secrets and the rendered folder."""
-    text = (ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8")
+def prepare(demo: Demo, engine: Engine) -> Plan:
+    """cluster.yaml with a port of its own, secrets and the rendered folder. An earlier demo keeps its address."""
     if not demo.cluster_file.exists():
-        demo.cluster_file.write_text(with_port(text, free_port(_port_in(text))), encoding="utf-8")
-    elif not _answers(f"http://127.0.0.1:{_port_in(demo.cluster_file.read_text(encoding='utf-8'))}"):
-        # Kept between runs, so that the address stays the same, unless somebody else took the port meanwhile.
-        port = free_port(_port_in(demo.cluster_file.read_text(encoding="utf-8")))
-        demo.cluster_file.write_text(with_port(text, port), encoding="utf-8")
+        demo.cluster_file.write_text((ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8"), encoding="utf-8")
+    project = demo.plan().cluster.name
+    if not any(one.service == "gateway" and one.state == "running" for one in engine.containers(project)):
+        text = demo.cluster_file.read_text(encoding="utf-8")
+        demo.cluster_file.write_text(with_free_port(text), encoding="utf-8")
     the_plan = demo.plan()
     demo.store.create_missing(("localhost", "127.0.0.1"), tls=False)
     tree.write(demo.out, render(the_plan, read_sources()))
     lay_out(the_plan, demo.out, demo.store.read())
     return the_plan
+
+
+def _examine(engine: Engine, progress: Progress) -> None:
+    """What would only show after minutes of building is said at once."""
+    checks = doctor.run_checks(engine, ports=())
+    for one in checks:
+        if one.verdict == "warn":
+            progress.warn(f"{one.name}: {one.found}: {one.hint}")
+    failed = [f"{one.name}: {one.found}: {one.hint}" for one in checks if one.verdict == "fail"]
+    if failed:
+        raise UserError([Problem(hint=line) for line in failed])
 
 
 def table(result: Result, *, keep: bool) -> Table:
@@ -182,21 +206,17 @@ def free_port(wanted: int) -> int:
 _PORT = re.compile(r"^(\s*http_port:\s*)(\d+)", re.MULTILINE)
 
 
-def with_port(text: str, port: int) -> str:
-    return _PORT.sub(rf"\g<1>{port}", text, count=1)
+def with_free_port(text: str) -> str:
+    """`text` of a cluster.yaml with the first port from its `http_port` on that nobody listens on."""
+    return _PORT.sub(lambda found: f"{found[1]}{free_port(int(found[2]))}", text, count=1)
 
 
-def _port_in(text: str) -> int:
-    found = _PORT.search(text)
-    return int(found[2]) if found else 8080
-
-
-def _answers(url: str) -> bool:
-    """Whether a gateway of ours is what listens there."""
-    try:
-        return httpx.get(f"{url}/healthz", timeout=2.0, trust_env=False).headers.get("server-name") is not None
-    except httpx.TransportError:
-        return False
+def _wait_until_whole(engine: Engine, project: str, progress: Progress) -> None:
+    """The killed worker is started again; whoever looks next shall find the cluster well."""
+    with progress.task("restart") as task:
+        task.update("the killed worker comes back")
+        if not cluster.wait_until(lambda: all(cluster.well(one) for one in engine.containers(project)), READY_SECONDS):
+            raise Unhealthy(f"not all services came back within {READY_SECONDS:.0f} s\n{_describe(engine, project)}")
 
 
 def _describe(engine: Engine, project: str) -> str:

@@ -1,0 +1,158 @@
+"""Redis and Sentinel out of our own image, on loopback, and the queue that the tests keep in it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+import pytest_asyncio
+from redis import Redis as BlockingRedis
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from testcontainers.core.container import DockerContainer
+
+from appliance.job import Priority, new_job_id
+from appliance.queue import Claim, Queue, Submission
+from appliance.redis_link import RedisLink
+from appliance.settings import Address, QueueSettings, RedisSettings, Secret
+
+PASSWORD = "integration"  # of servers on loopback that live as long as a test
+SERVICES = Path(__file__).resolve().parents[2] / "images" / "services"
+FAST = QueueSettings(lease_seconds=0.3, beat_seconds=0.1, failover_grace_seconds=0.6, queue_limit=20)
+READY_SECONDS = 20.0
+# A restarted server finds the file as it (or Sentinel) has left it.
+WRITE_AND_RUN = '[ -e redis.conf ] || printf %s "$0" > redis.conf; exec redis-server /data/redis.conf "$@"'
+
+
+class RedisServer:
+    """One redis-server on a loopback port; as a context manager it leaves no container behind."""
+
+    def __init__(self, image: str, config: str = "", *, sentinel: bool = False) -> None:
+        (self.port,) = free_ports(1)
+        own = f"port {self.port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\n"
+        if not sentinel:
+            own += 'save ""\nappendonly yes\nmaxmemory-policy noeviction\n'
+        words = ["-c", WRITE_AND_RUN, own + config, *(["--sentinel"] if sentinel else [])]
+        self.name = f"animatediff-test-redis-{self.port}-{uuid.uuid4().hex[:6]}"
+        self._container = DockerContainer(image, command=words, name=self.name).with_kwargs(  # type: ignore[arg-type]
+            entrypoint=["bash"], network="host"
+        )
+
+    def __enter__(self) -> RedisServer:
+        try:
+            self._container.start()
+            self._wait_until_ready()
+        except BaseException:
+            self._container.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.stop()
+
+    def stop(self) -> None:
+        """SIGTERM, as at a shutdown."""
+        self._container.get_wrapped_container().stop(timeout=5)
+
+    def kill(self) -> None:
+        self._container.get_wrapped_container().kill()
+
+    def start(self) -> None:
+        self._container.get_wrapped_container().start()
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                with BlockingRedis(port=self.port, password=PASSWORD, socket_timeout=1) as client:
+                    client.ping()
+                    return
+            except RedisError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(self._report(error)) from error
+            time.sleep(0.02)
+
+    def _report(self, error: Exception) -> str:
+        container = self._container.get_wrapped_container()
+        container.reload()
+        said = container.logs(tail=30).decode()
+        return f"{self.name} ({container.status}) not ready within {READY_SECONDS} s: {error}\n{said}"
+
+    @property
+    def settings(self) -> RedisSettings:
+        return RedisSettings(Address("127.0.0.1", self.port), (), "queue", "default", Secret(PASSWORD), 0)
+
+    def queue(self, settings: QueueSettings = FAST, replicas: int = 0) -> Queue:
+        return Queue(RedisLink(self.settings), settings, replicas)
+
+
+def free_ports(count: int) -> list[int]:
+    """Below the ports that the kernel hands out by itself: none gets lost to a connection while a server is down."""
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        for port in random.sample(range(20_000, 30_000), 1000):
+            candidate = stack.enter_context(socket.socket())
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                candidate.bind(("127.0.0.1", port))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise RuntimeError("no free ports between 20000 and 30000")
+
+
+@pytest.fixture(scope="session")
+def redis_image(images: str) -> str:
+    return f"animatediff-ha/redis:{images}"
+
+
+@pytest.fixture(scope="module")
+def redis_server(redis_image: str) -> Iterator[RedisServer]:
+    with RedisServer(redis_image) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    client = Redis(port=redis_server.port, password=PASSWORD, decode_responses=True)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest_asyncio.fixture
+async def queue(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Queue]:
+    queue = redis_server.queue()
+    yield queue
+    await queue.close()
+
+
+def submission(user: str = "ada", body: str = '{"prompt":"x"}', **more: object) -> Submission:
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    plain = Submission(new_job_id(), user, body, digest, Priority.NORMAL, 1000)
+    return replace(plain, **more)  # type: ignore[arg-type]
+
+
+async def add(queue: Queue, **more: object) -> str:
+    job = submission(**more)  # type: ignore[arg-type]
+    assert (await queue.submit(job)).status == "ok"
+    return job.job_id
+
+
+async def take(queue: Queue, worker: str = "a/0") -> Claim:
+    claim = await queue.claim(worker, os.urandom(8).hex())
+    assert isinstance(claim, Claim), claim
+    return claim
