@@ -21,7 +21,8 @@ from generator.ops import images as images_ops
 from generator.ops import init as init_ops
 from generator.ops import status as status_ops
 from generator.ops.engine import ensure_engine
-from generator.plan import Plan, plan
+from generator.plan import plan
+from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
 from generator.secrets import STORE, Store, lay_out
@@ -48,6 +49,7 @@ File = Annotated[Path, typer.Argument(help="The cluster's description.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder that receives one folder per host.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")]
 OnlyHost = Annotated[str | None, typer.Option("--host", help="Only this host.")]
+Ssh = Annotated[str, typer.Option("--ssh", help="How other hosts are reached; their address is added.")]
 DEFAULT_FILE = Path("cluster.yaml")
 DEFAULT_OUT = Path("rendered")
 DEFAULT_DEMO = Path("demo")
@@ -135,12 +137,13 @@ def up(
     file: File = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
+    ssh: Ssh = cluster.SSH,
     recreate: Annotated[
         bool, typer.Option("--recreate", help="Recreate every container, after a rotated secret.")
     ] = False,
 ) -> None:
     """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
-    cluster.up(cluster.places(_plan(file), out, only=host), Progress(), recreate=recreate)
+    cluster.up(cluster.places(_plan(file), out, only=host, ssh=ssh), Progress(), recreate=recreate)
 
 
 @app.command()
@@ -148,18 +151,25 @@ def down(
     file: File = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
+    ssh: Ssh = cluster.SSH,
     volumes: Annotated[bool, typer.Option("--volumes", help="Also delete the queue, the jobs and the models.")] = False,
 ) -> None:
     """Stop and remove the containers. Data stays unless --volumes is given."""
-    cluster.down(cluster.places(_plan(file), out, only=host), Progress(), volumes=volumes)
+    cluster.down(cluster.places(_plan(file), out, only=host, ssh=ssh), Progress(), volumes=volumes)
 
 
 @app.command()
-def status(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT, host: OnlyHost = None, as_json: Json = False) -> None:
+def status(
+    file: File = DEFAULT_FILE,
+    out: Out = DEFAULT_OUT,
+    host: OnlyHost = None,
+    ssh: Ssh = cluster.SSH,
+    as_json: Json = False,
+) -> None:
     """Every service and what the cluster says of itself; exit code 2 if something is not well."""
     store = _store(file)
     key = store.read()["api_key"].decode() if store.folder.exists() else None
-    result = status_ops.status(cluster.places(_plan(file), out, only=host), key, store.authority)
+    result = status_ops.status(cluster.places(_plan(file), out, only=host, ssh=ssh), key, store.authority)
     if as_json:
         print(json.dumps(result.as_dict()))
     else:
@@ -176,11 +186,12 @@ def logs(
     file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
+    ssh: Ssh = cluster.SSH,
     follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
     lines: Annotated[int, typer.Option("--tail")] = 100,
 ) -> None:
     """The services' logs."""
-    found = cluster.places(_plan(file), out, only=host)
+    found = cluster.places(_plan(file), out, only=host, ssh=ssh)
     if follow and len(found) > 1:
         raise UserError(f"--follow follows one host: add --host, one of: {', '.join(p.host.name for p in found)}")
     for place in found:

@@ -7,16 +7,12 @@ few gateway hosts, which have to know every worker.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from functools import cached_property
 
+from generator import ports
 from generator.model import Cluster, Host, LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant
+from generator.planned import ClusterPlan, GatewayPlan, HostPlan, Limits, Plan, QueuePlan, VolumePlan, WorkerPlan
 
-API_PORT = 8000
-WEBUI_PORT = 7860
 SENTINEL_MASTER = "queue"
-UID = 10001
-"""Who every process of ours runs as; owner of the secret files and of the volumes."""
 DEMO_SOURCE = "demo"
 """`models.available[].source` of a model that the WebUI image builds itself."""
 
@@ -25,165 +21,6 @@ _ROLES_TO_COME = {
     Role.DASHBOARDS: "Grafana",
     Role.LOGS: "Logstash and Elasticsearch",
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one container may use at most."""
-
-    cpus: float
-    memory_mib: int
-    pids: int
-
-    @property
-    def memory(self) -> str:
-        return f"{self.memory_mib}m"
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """One GPU (or CPU slot): a `webui-N` and the `agent-N` that feeds it."""
-
-    index: int
-    worker: str
-    gpu_uuid: str | None
-    port: int
-
-    @property
-    def webui(self) -> str:
-        return f"webui-{self.index}"
-
-    @property
-    def agent(self) -> str:
-        return f"agent-{self.index}"
-
-
-@dataclass(frozen=True)
-class GatewayPlan:
-    """What `config/nginx/nginx.conf.j2` and the gateway's compose service need."""
-
-    server_name: str
-    bind: str
-    http_port: int
-    https_port: int
-    tls: bool
-    tls_certificate: str
-    tls_key: str
-    own_certificate: bool
-    """Whether the generator makes the certificate (self-signed mode)."""
-    balance: str
-    proxy_timeout_seconds: int
-    max_body_bytes: int
-    submit_rate_per_second: int
-    worker_connections: int
-    controller_targets: str
-    probe_timeout_seconds: float
-
-
-@dataclass(frozen=True)
-class QueuePlan:
-    """What `config/redis/*.j2` and the redis and sentinel services need."""
-
-    port: int
-    announce_address: str
-    master_address: str
-    master_port: int
-    min_replicas: int
-    maxmemory_bytes: int
-    sentinel_port: int
-    quorum: int
-    down_after_ms: int
-    failover_timeout_ms: int
-    sentinel_addresses: tuple[str, ...]
-
-    @property
-    def sentinels(self) -> bool:
-        return bool(self.sentinel_addresses)
-
-    @property
-    def limits(self) -> Limits:
-        """Twice `maxmemory`: rewriting the append-only file forks, and the child may come to own every page."""
-        return Limits(2.0, 2 * (self.maxmemory_bytes >> 20) + 128, 64)
-
-
-@dataclass(frozen=True)
-class VolumePlan:
-    """One compose volume; `options` are the local driver's, empty for a plain named volume."""
-
-    name: str
-    options: dict[str, str]
-
-
-@dataclass(frozen=True)
-class HostPlan:
-    """Everything one host runs."""
-
-    name: str
-    address: str
-    publish: str
-    """Address that inner ports are published on; empty when the cluster is one host and publishes none."""
-    gateway: GatewayPlan | None
-    api: bool
-    queue: QueuePlan | None
-    workers: tuple[WorkerPlan, ...]
-    redis_environment: dict[str, str]
-
-    @property
-    def runs_storage(self) -> bool:
-        return self.api or bool(self.workers)
-
-
-@dataclass(frozen=True)
-class ClusterPlan:
-    """What all hosts share."""
-
-    name: str
-    images: dict[str, str]
-    images_from_registry: bool
-    variant: str
-    device: str
-    engine: str
-    checkpoint: str
-    motion_module: str
-    make_demo_models: bool
-    create_storage: bool
-    volumes: tuple[VolumePlan, ...]
-    queue_environment: dict[str, str]
-    stop_grace_seconds: int
-    drain_seconds: int
-    no_progress_seconds: int
-    redis_replicas: int
-    cuda_allocator: str
-    threads: int
-    step_seconds: float
-    webui_limits: Limits
-    uid: int = UID
-    limits: dict[str, Limits] = field(
-        default_factory=lambda: {
-            "gateway": Limits(2.0, 512, 256),
-            "controller": Limits(1.0, 256, 64),
-            "api": Limits(2.0, 512, 128),
-            "agent": Limits(1.0, 256, 64),
-            "sentinel": Limits(0.5, 128, 64),
-            "storage-init": Limits(1.0, 128, 32),
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The whole cluster, ready to be printed or rendered."""
-
-    cluster: ClusterPlan
-    hosts: tuple[HostPlan, ...]
-    addresses: tuple[str, ...]
-    """Addresses that belong to no host alone: the gateways' virtual one."""
-    notices: tuple[str, ...]
-    """What was asked for and is not rendered (yet): to be told, never swallowed."""
-
-    @cached_property
-    def by_name(self) -> dict[str, HostPlan]:
-        return {host.name: host for host in self.hosts}
 
 
 def plan(cluster: Cluster) -> Plan:
@@ -259,12 +96,12 @@ def _controller_targets(cluster: Cluster) -> str:
     """JSON of every address the controller probes; service names where the cluster is a single host."""
     single = _single(cluster)
     api = [
-        {"name": name, "address": f"api:{API_PORT}" if single else f"{host.address}:{API_PORT}"}
+        {"name": name, "address": f"api:{ports.API}" if single else f"{host.address}:{ports.API}"}
         for name, host in cluster.hosts.items()
         if Role.CONTROL in host.roles
     ]
     webui = [
-        {"name": w.worker, "address": f"{w.webui}:{WEBUI_PORT}" if single else f"{host.address}:{w.port}"}
+        {"name": w.worker, "address": f"{w.webui}:{ports.WEBUI}" if single else f"{host.address}:{w.port}"}
         for name, host in cluster.hosts.items()
         if Role.WORKER in host.roles
         for w in _workers(cluster, name, host)

@@ -18,7 +18,7 @@ import jinja2
 import yaml
 
 from generator.errors import GeneratorError
-from generator.plan import ClusterPlan, HostPlan, Plan
+from generator.planned import ClusterPlan, HostPlan, Plan
 
 HASH_LABEL = "appliance.config-hash"
 COMPOSE_FILE = "compose.yaml"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from generator import certificates
 from generator.errors import UserError
-from generator.plan import UID, HostPlan, Plan
+from generator.planned import UID, HostPlan, Plan
 from generator.redis_access import access_files
 
 STORE = "secrets"

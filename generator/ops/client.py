@@ -91,7 +91,7 @@ def _checked(answer: httpx.Response) -> dict[str, Any]:
     try:
         body = answer.json()
     except ValueError:
-        body = {}
+        body = None
     if answer.is_success and isinstance(body, dict):
         return body
     said = body.get("detail") or body.get("title") if isinstance(body, dict) else None

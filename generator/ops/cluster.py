@@ -15,23 +15,23 @@ from pathlib import Path
 from generator import processes
 from generator.docker import Container, Engine
 from generator.errors import ToolError, Unhealthy, UserError
-from generator.plan import HostPlan, Plan
+from generator.planned import HostPlan, Plan
 from generator.progress import Progress
 
 REMOTE_FOLDER = "/opt/animatediff-ha"
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -l root"
 COPY_SECONDS = 120.0
 WAIT_SECONDS = 600
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one host's folder is run. `ssh` is the target of ssh, None for this machine."""
+    """Where one host's folder is run. `ssh` is the command that reaches it, its address last; empty for this machine."""
 
     project: str
     host: HostPlan
     folder: Path
-    ssh: str | None
+    ssh: tuple[str, ...]
 
     @property
     def remote_folder(self) -> str:
@@ -39,26 +39,26 @@ class Place:
 
     def compose(self, *args: str) -> list[str]:
         """The argument list of `docker compose ARGS` there."""
-        if self.ssh is None:
+        if not self.ssh:
             return ["docker", "compose", "--project-directory", str(self.folder), *self._files(), *args]
         command = ["docker", "compose", "--project-directory", self.remote_folder, *args]
         # With files named by --project-directory alone, compose looks in the working directory.
-        return [*SSH, self.ssh, f"cd {shlex.quote(self.remote_folder)} && {shlex.join(command)}"]
+        return [*self.ssh, f"cd {shlex.quote(self.remote_folder)} && {shlex.join(command)}"]
 
     def copy(self) -> str | None:
         """The shell pipeline that brings the folder to the host; None where it is already there."""
-        if self.ssh is None:
+        if not self.ssh:
             return None
         there = shlex.quote(self.remote_folder)
         receive = f"install -d -m 0700 {there} && tar -C {there} -xpf - --numeric-owner"
-        return f"tar -C {shlex.quote(str(self.folder))} -cf - . | {shlex.join([*SSH, self.ssh, receive])}"
+        return f"tar -C {shlex.quote(str(self.folder))} -cf - . | {shlex.join([*self.ssh, receive])}"
 
     def _files(self) -> list[str]:
         names = ("compose.yaml", "compose.override.yaml")
         return [part for name in names if (self.folder / name).exists() for part in ("--file", str(self.folder / name))]
 
 
-def places(plan: Plan, out: Path, *, only: str | None = None, ssh_user: str = "root") -> list[Place]:
+def places(plan: Plan, out: Path, *, only: str | None = None, ssh: str = SSH) -> list[Place]:
     """One place per host, or the one that `only` names. Their folders must have been rendered."""
     if only is not None and only not in plan.by_name:
         raise UserError(f'"{only}" is not a host of {plan.cluster.name}; one of: {", ".join(plan.by_name)}')
@@ -68,8 +68,8 @@ def places(plan: Plan, out: Path, *, only: str | None = None, ssh_user: str = "r
         if only in (None, host.name):
             if not (folder / "compose.yaml").is_file():
                 raise UserError(f"{folder} has not been rendered; run `python -m generator render` first")
-            ssh = None if is_local(host.address) else f"{ssh_user}@{host.address}"
-            found.append(Place(plan.cluster.name, host, folder.resolve(), ssh))
+            reach = () if is_local(host.address) else (*shlex.split(ssh), host.address)
+            found.append(Place(plan.cluster.name, host, folder.resolve(), reach))
     return found
 
 
@@ -117,7 +117,7 @@ def _compose(place: Place, args: Sequence[str], on_line: Callable[[str], None]) 
 
 def _unhealthy_logs(place: Place) -> str:
     """The last lines of every service that is not well: what a person would look at next."""
-    if place.ssh is not None:
+    if place.ssh:
         return f"look with: {shlex.join(place.compose('ps'))}"
     engine = Engine()
     try:
@@ -130,10 +130,14 @@ def _unhealthy_logs(place: Place) -> str:
 
 
 def well(container: Container) -> bool:
-    """A one-shot that ended with 0 is as well as a service that runs and is not unhealthy."""
-    if container.state == "exited":
-        return container.exit_code == 0
-    return container.state == "running" and container.health in ("", "healthy")
+    return is_well(container.state, container.health, container.exit_code)
+
+
+def is_well(state: str, health: str, exit_code: int) -> bool:
+    """A one-shot that ended with 0 is as well as a service that runs and answers its health check."""
+    if state == "exited":
+        return exit_code == 0
+    return state == "running" and health in ("", "healthy")
 
 
 def logs(place: Place, services: Sequence[str], *, follow: bool, lines: int) -> Iterator[str]:

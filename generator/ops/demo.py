@@ -26,7 +26,8 @@ from generator.ops import cluster, doctor
 from generator.ops.client import Client
 from generator.ops.images import build_images
 from generator.ops.status import gateway_url
-from generator.plan import Plan, plan
+from generator.plan import plan
+from generator.planned import Plan
 from generator.progress import Progress
 from generator.render import render
 from generator.secrets import Store, lay_out

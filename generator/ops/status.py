@@ -14,8 +14,8 @@ from rich.table import Table
 from generator import processes
 from generator.errors import ToolError, Unhealthy
 from generator.ops.client import Client
-from generator.ops.cluster import Place
-from generator.plan import GatewayPlan, HostPlan
+from generator.ops.cluster import Place, is_well
+from generator.planned import GatewayPlan, HostPlan
 
 PS_SECONDS = 20.0
 
@@ -31,10 +31,7 @@ class ServiceStatus:
 
     @property
     def well(self) -> bool:
-        """A one-shot that ended with 0 is well too."""
-        if self.state == "exited":
-            return self.exit_code == 0
-        return self.state == "running" and self.health in ("", "healthy")
+        return is_well(self.state, self.health, self.exit_code)
 
 
 @dataclass(frozen=True)

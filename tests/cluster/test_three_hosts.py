@@ -1,4 +1,4 @@
-"""The example cluster for real: three hosts, six reserved GPUs (stand-ins), and the loss of the host that counts most."""
+"""The example cluster for real: three hosts, six reserved GPUs (stand-ins), and the loss of the first host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from generator.docker import Engine
 from generator.errors import Unhealthy
 from generator.load import load
 from generator.ops.client import Client
-from generator.plan import Plan, plan
+from generator.plan import plan
+from generator.planned import Plan
 from generator.render import render
 from generator.secrets import Store, lay_out
 from generator.sources import ROOT, read_sources

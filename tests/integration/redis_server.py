@@ -37,16 +37,15 @@ WRITE_AND_RUN = '[ -e redis.conf ] || printf %s "$0" > redis.conf; exec redis-se
 class RedisServer:
     """One redis-server on a loopback port; as a context manager it leaves no container behind."""
 
-    def __init__(self, image: str, config: str = "", *, sentinel: bool = False) -> None:
+    def __init__(self, tag: str, config: str = "", *, sentinel: bool = False) -> None:
         (self.port,) = free_ports(1)
         own = f"port {self.port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\n"
         if not sentinel:
             own += 'save ""\nappendonly yes\nmaxmemory-policy noeviction\n'
         words = ["-c", WRITE_AND_RUN, own + config, *(["--sentinel"] if sentinel else [])]
         self.name = f"animatediff-test-redis-{self.port}-{uuid.uuid4().hex[:6]}"
-        self._container = DockerContainer(image, command=words, name=self.name).with_kwargs(  # type: ignore[arg-type]
-            entrypoint=["bash"], network="host"
-        )
+        self._container = DockerContainer(f"animatediff-ha/redis:{tag}", name=self.name)
+        self._container.with_command(words).with_kwargs(entrypoint=["bash"], network="host")
 
     def __enter__(self) -> RedisServer:
         try:
@@ -114,14 +113,9 @@ def free_ports(count: int) -> list[int]:
     raise RuntimeError("no free ports between 20000 and 30000")
 
 
-@pytest.fixture(scope="session")
-def redis_image(images: str) -> str:
-    return f"animatediff-ha/redis:{images}"
-
-
 @pytest.fixture(scope="module")
-def redis_server(redis_image: str) -> Iterator[RedisServer]:
-    with RedisServer(redis_image) as server:
+def redis_server(images: str) -> Iterator[RedisServer]:
+    with RedisServer(images) as server:
         yield server
 
 

@@ -19,7 +19,8 @@ from generator.docker import Container, Engine
 from generator.load import load
 from generator.ops.client import Client
 from generator.ops.demo import free_port
-from generator.plan import Plan, plan
+from generator.plan import plan
+from generator.planned import Plan
 from generator.render import render
 from generator.secrets import Store, lay_out
 from generator.sources import ROOT, read_sources

@@ -32,7 +32,6 @@ from tests.integration.redis_server import (  # noqa: F401
     free_ports,
     queue,
     redis,
-    redis_image,
     redis_server,
     take,
 )

@@ -24,7 +24,6 @@ from tests.integration.redis_server import (  # noqa: F401
     add,
     queue,
     redis,
-    redis_image,
     redis_server,
     submission,
     take,

@@ -81,7 +81,7 @@ def test_a_good_file_is_loaded_with_the_lines_of_its_values(tmp_path: Path) -> N
             "gateway: {server_name: on}",
             'gateway.server_name: on: a bare on is read as true, not as text; write "on" in q',
         ),
-        ("gateway: {server_name: a b}", 'gateway.server_name: "a b": not a host name or address; use letters'),
+        ("gateway: {server_name: a b}", 'gateway.server_name: "a b": not a host name; use letters'),
         ("gateway: {tls: {mode: off}}", 'gateway.tls.mode: off: not one of none, self-signed, files; write "none" to'),
         (
             "gateway: {tls: {mode: file}}",

@@ -1,8 +1,6 @@
 -- Picks the peers of a request, best first. Done in the access phase, where a 503 can still be said
 -- (an exit inside the balancer reaches the client as 500); the balancer then walks the list.
 local balancer = require "ngx.balancer"
-local random = require "resty.random"
-local to_hex = require("resty.string").to_hex
 local state = require "state"
 
 local COOKIE = "appliance_client"
@@ -32,7 +30,7 @@ end
 local function client_name(secure)
     local name = ngx.var["cookie_" .. COOKIE]
     if name and ngx.re.find(name, "^[0-9a-f]{32}$", "jo") then return name end
-    name = to_hex(random.bytes(16))
+    name = ngx.var.request_id -- 16 random bytes in hex
     ngx.header["Set-Cookie"] = ("%s=%s; Path=/webui/; Max-Age=%d; HttpOnly; SameSite=Lax%s"):format(
         COOKIE, name, COOKIE_SECONDS, secure and "; Secure" or "")
     return name

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from generator.docker import parse_container
+from generator.errors import UserError
+from generator.ops import cluster
+from generator.plan import plan
+from tests.unit.generator.clusters import one_host, three_hosts
+
+
+def rendered(out: Path, *hosts: str) -> Path:
+    for host in hosts:
+        (out / host).mkdir()
+        (out / host / "compose.yaml").touch()
+    return out
+
+
+def test_this_machine_is_worked_on_directly(tmp_path: Path) -> None:
+    (place,) = cluster.places(plan(one_host()), rendered(tmp_path, "demo"))
+    folder = tmp_path / "demo"
+    named = ["docker", "compose", "--project-directory", str(folder), "--file", str(folder / "compose.yaml")]
+    assert place.compose("ps") == [*named, "ps"]
+    assert place.copy() is None
+    (folder / "compose.override.yaml").touch()
+    assert place.compose("ps") == [*named, "--file", str(folder / "compose.override.yaml"), "ps"]
+
+
+def test_other_hosts_are_reached_through_ssh(tmp_path: Path) -> None:
+    out = rendered(tmp_path / "it's", "gpu-02") if (tmp_path / "it's").mkdir() is None else tmp_path
+    (place,) = cluster.places(plan(three_hosts()), out, only="gpu-02", ssh="ssh -J 'jump host'")
+    there = "/opt/animatediff-ha/studio/gpu-02"
+    assert place.compose("up", "--detach") == [
+        *("ssh", "-J", "jump host", "192.168.1.11"),
+        f"cd {there} && docker compose --project-directory {there} up --detach",
+    ]
+    pipeline = place.copy()
+    assert pipeline is not None
+    assert subprocess.run(["bash", "-n", "-c", pipeline], check=False).returncode == 0
+    assert "tar -xpf" not in pipeline.split("|")[0]
+    assert "'jump host' 192.168.1.11" in pipeline
+
+
+def test_every_host_has_to_be_rendered(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has not been rendered"):
+        cluster.places(plan(three_hosts()), rendered(tmp_path, "gpu-01"))
+
+
+def test_an_unknown_host_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='"gpu-04" is not a host of studio; one of: gpu-01, gpu-02, gpu-03'):
+        cluster.places(plan(three_hosts()), tmp_path, only="gpu-04")
+
+
+@pytest.mark.parametrize(("address", "local"), [("127.0.0.1", True), ("192.0.2.1", False)])
+def test_is_local(address: str, local: bool) -> None:
+    assert cluster.is_local(address) is local
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "exit_code", "well"),
+    [
+        ("running", "healthy", 0, True),
+        ("running", "", 0, True),
+        ("running", "starting", 0, False),
+        ("running", "unhealthy", 0, False),
+        ("exited", "", 0, True),
+        ("exited", "", 1, False),
+        ("paused", "healthy", 0, False),
+        ("restarting", "", 0, False),
+    ],
+)
+def test_well(state: str, health: str, exit_code: int, well: bool) -> None:
+    found = {"Id": "1", "Name": "/x", "Config": {"Image": "i", "Labels": {}}}
+    described = {"Status": state, "Health": {"Status": health}, "ExitCode": exit_code, "OOMKilled": False, "Pid": 0}
+    assert cluster.well(parse_container({**found, "State": described})) is well
+
+
+def test_wait_until_has_a_deadline() -> None:
+    assert not cluster.wait_until(lambda: False, 0.05, every=0.01)
+    answers = iter([False, True])
+    assert cluster.wait_until(lambda: next(answers), 5, every=0.01)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from generator.ops.status import ServiceStatus, Status, gateway_url, parse_ps, table
+from generator.plan import plan
+from tests.unit.generator.clusters import one_host, three_hosts
+
+ROW = {"Service": "api", "State": "running", "Health": "healthy", "ExitCode": 0, "Status": "Up 2 minutes"}
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        f"{json.dumps({**ROW, 'Service': 'redis'})}\n{json.dumps(ROW)}\n",
+        json.dumps([{**ROW, "Service": "redis"}, ROW]),
+    ],
+    ids=["one object a line", "one array"],
+)
+def test_both_forms_of_compose_ps(listing: str) -> None:
+    assert [one.service for one in parse_ps("gpu-01", listing)] == ["api", "redis"]
+
+
+def test_nothing_runs() -> None:
+    assert parse_ps("gpu-01", "") == []
+    assert not Status((), {}, None).well
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "exit_code", "well"),
+    [
+        ("running", "healthy", 0, True),
+        ("running", "starting", 0, False),
+        ("exited", "", 0, True),
+        ("exited", "", 1, False),
+    ],
+)
+def test_well(state: str, health: str, exit_code: int, well: bool) -> None:
+    service = ServiceStatus("gpu-01", "api", state, health, exit_code, "")
+    assert Status((service,), {}, None).well is well
+
+
+def test_a_host_that_cannot_be_asked_is_not_well_and_is_shown() -> None:
+    status = Status((), {"gpu-02": "ssh: connect\nConnection refused"}, None)
+    assert not status.well
+    console = Console(width=120, record=True, quiet=True)
+    console.print(table(status))
+    assert "Connection refused" in console.export_text()
+    assert json.loads(json.dumps(status.as_dict()))["well"] is False
+
+
+def test_where_a_gateway_is_asked() -> None:
+    plain, secure = plan(one_host()).hosts[0], plan(three_hosts()).hosts[0]
+    assert plain.gateway is not None
+    assert secure.gateway is not None
+    assert gateway_url(plain, plain.gateway) == "http://127.0.0.1:80"
+    assert gateway_url(secure, secure.gateway) == "https://192.168.1.10:443"
