@@ -26,7 +26,7 @@ WAIT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Place:
-    """Where one host's folder is run. `ssh` is the command that reaches it, its address last; empty for this machine."""
+    """Where one host's folder is run. `ssh` is the command that reaches it, its address last; empty: this machine."""
 
     project: str
     host: HostPlan

@@ -88,6 +88,45 @@ def machines(
         yield hosts
 
 
+@contextmanager
+def ssh_server(host: HostMachine, folder: Path, sshd: str) -> Iterator[str]:
+    """A real sshd on the host for one throw-away key; yields the command that reaches it from the client."""
+    folder.mkdir()
+    for name in ("host_key", "user_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    settings = {
+        "Port": "22",
+        "HostKey": folder / "host_key",
+        "AuthorizedKeysFile": folder / "user_key.pub",
+        "PidFile": folder / "pid",
+        "PermitRootLogin": "prohibit-password",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        # All hosts of this test share one file system, so each one's own engine has to be named.
+        "SetEnv": f"DOCKER_HOST={host.engine.host}",
+    }
+    (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    Path("/run/sshd").mkdir(exist_ok=True)
+    command = ["nsenter", f"--net=/run/netns/{host.namespace}", sshd, "-D", "-e", "-f", str(folder / "config")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_for_words(server, folder / "log", "Server listening")
+        options = ["BatchMode=yes", "ConnectTimeout=5", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null"]
+        yield " ".join(["ssh", *(f"-o {option}" for option in options), f"-i {folder}/user_key"])
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait_for_words(server: subprocess.Popen[bytes], log: Path, words: str) -> None:
+    end = time.monotonic() + START_SECONDS
+    while words not in (said := log.read_text()):
+        if server.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{log}: no {words!r}:\n{said}")
+        time.sleep(0.05)
+
+
 def _engine(folder: Path) -> Engine:
     return Engine(f"unix://{folder}/docker.sock")
 

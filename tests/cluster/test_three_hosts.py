@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,16 @@ from generator.checks import check
 from generator.docker import Engine
 from generator.errors import Unhealthy
 from generator.load import load
+from generator.ops import cluster as cluster_ops
 from generator.ops.client import Client
+from generator.ops.status import status
 from generator.plan import plan
 from generator.planned import Plan
+from generator.progress import Progress
 from generator.render import render
 from generator.secrets import Store, lay_out
 from generator.sources import ROOT, read_sources
-from tests.cluster.hosts import HostMachine, from_outside, machines
+from tests.cluster.hosts import HostMachine, from_outside, machines, ssh_server
 from tests.integration.stack import step, submit
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -194,6 +198,40 @@ def test_the_loss_of_the_master_s_host_loses_no_job(cluster: Cluster) -> None:
     cluster.sees("gpu-01", lambda c: len(_idle(c)) == 6, 90)
     commits = list((cluster.folder / "shared/jobs").rglob("COMMIT"))
     assert sorted(path.parent.name for path in commits) == sorted([*jobs, late])
+
+
+@pytest.fixture
+def sshd() -> str:
+    found = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        reason = "needs sshd: install the package openssh-server"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return found
+
+
+def test_down_up_and_status_reach_another_host_through_ssh(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sshd: str
+) -> None:
+    """`generator down`, `up` and `status` on gpu-03, from a machine that is none of the hosts."""
+    there = tmp_path / "there"
+    monkeypatch.setattr(cluster_ops, "REMOTE_FOLDER", str(there))
+    with ssh_server(cluster.hosts["gpu-03"], tmp_path / "ssh", sshd) as ssh:
+
+        def work() -> tuple[bool, bool, bool]:
+            places = cluster_ops.places(cluster.plan, cluster.folder / "out", only="gpu-03", ssh=ssh)
+            assert places[0].ssh, "the client owns none of the hosts' addresses"
+            cluster_ops.up(places, Progress())
+            before = status(places, None).well
+            cluster_ops.down(places, Progress(), volumes=False)
+            after = status(places, None).well
+            cluster_ops.up(places, Progress())
+            return before, after, status(places, None).well
+
+        assert from_outside(work) == (True, False, True)
+    copied = there / "animatediff/gpu-03"
+    assert (copied / "compose.yaml").read_bytes() == (cluster.folder / "out/gpu-03/compose.yaml").read_bytes()
+    assert (copied / "secrets/redis_password").stat().st_mode & 0o777 == 0o600
+    cluster.sees("gpu-01", lambda client: len(_idle(client)) == 6, 90)
 
 
 def _fence(held: list[dict[str, Any]], job: str) -> int:

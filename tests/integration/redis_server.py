@@ -98,6 +98,14 @@ class RedisServer:
         return Queue(RedisLink(self.settings), settings, replicas)
 
 
+@contextlib.asynccontextmanager
+async def closing(queue: Queue) -> AsyncIterator[Queue]:
+    try:
+        yield queue
+    finally:
+        await queue.close()
+
+
 def free_ports(count: int) -> list[int]:
     """Below the ports that the kernel hands out by itself: none gets lost to a connection while a server is down."""
     with contextlib.ExitStack() as stack:
@@ -129,9 +137,8 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 
 @pytest_asyncio.fixture
 async def queue(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Queue]:
-    queue = redis_server.queue()
-    yield queue
-    await queue.close()
+    async with closing(redis_server.queue()) as queue:
+        yield queue
 
 
 def submission(user: str = "ada", body: str = '{"prompt":"x"}', **more: object) -> Submission:

@@ -28,10 +28,15 @@ import httpx
 import pytest
 import websockets.sync.client
 
-from tests.contract.test_gateway_config import ROOT, Gateway, certificate, docker, render, require_image
+from generator.plan import Plan
+from generator.secrets import nginx_header
+from generator.sources import ROOT
+from tests.contract.test_gateway_config import certificate, docker, gateway_plan, render
 
 KEY = {"Authorization": "Bearer user-key"}
-TOKEN = "Bearer cluster-token"
+TOKEN = b"cluster-token"
+SHOWN_TOKEN = f"Bearer {TOKEN.decode()}"
+MEBIBYTE = 1 << 20
 NODES = ("gpu-01/0", "gpu-02/0", "gpu-03/0")
 
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # for http:// only; httpx would load the CA bundle for each request
@@ -137,8 +142,9 @@ class Upstream:
 class Setup:
     folder: Path
     upstreams: dict[str, Upstream]
-    gateway: Gateway
-    container: str = field(default_factory=lambda: f"gateway-test-{uuid.uuid4().hex[:6]}")
+    plan: Plan
+    tag: str
+    container: str = field(default_factory=lambda: f"animatediff-test-gateway-{uuid.uuid4().hex[:6]}")
     base: str = ""
     tls_base: str = ""
     controller: subprocess.Popen[bytes] | None = None
@@ -150,9 +156,9 @@ class Setup:
     def start_gateway(self) -> None:
         for parent in (self.folder, *self.folder.parents[:2]):
             parent.chmod(0o755)
-        configuration = render(self.gateway, self.folder / "nginx")
+        configuration = render(self.plan, self.folder / "nginx")
         token = self.folder / "cluster_token.nginx"
-        token.write_text(f'proxy_set_header Authorization "{TOKEN}";\n')
+        token.write_bytes(nginx_header(TOKEN))
         run = self.folder / "run"
         run.mkdir(mode=0o700)
         user = os.getuid() or 10001  # a socket in a folder that only this user may enter
@@ -163,12 +169,12 @@ class Setup:
                   run: "/run/gateway", self.folder / "tls.crt": "/etc/nginx/tls/tls.crt:ro",
                   self.folder / "tls.key": "/etc/nginx/tls/tls.key:ro"}  # fmt: skip
         result = docker(
-            "run", "-d", "--name", self.container, "--label", "team=gateway", "--read-only", "--cap-drop", "ALL",
+            "run", "-d", "--name", self.container, "--read-only", "--cap-drop", "ALL",
             "--security-opt", "no-new-privileges:true", "--init", "--tmpfs", "/tmp:mode=1777",
             "--user", f"{user}:{user}", "-e", "APPLIANCE_NODE_NAME=gpu-01",
             "-p", "127.0.0.1::8080", "-p", "127.0.0.1::8443",
             *(argument for source, target in mounts.items() for argument in ("-v", f"{source}:{target}")),
-            require_image(),
+            f"animatediff-ha/gateway:{self.tag}",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         self.find_ports()
@@ -231,8 +237,8 @@ class Setup:
 
 
 @contextlib.contextmanager
-def running(folder: Path, gateway: Gateway, **environment: str) -> Iterator[Setup]:
-    setup = Setup(folder, {name: Upstream(name) for name in NODES}, gateway)
+def running(folder: Path, the_plan: Plan, tag: str, **environment: str) -> Iterator[Setup]:
+    setup = Setup(folder, {name: Upstream(name) for name in NODES}, the_plan, tag)
     try:
         for upstream in setup.upstreams.values():
             upstream.start()
@@ -250,9 +256,10 @@ def running(folder: Path, gateway: Gateway, **environment: str) -> Iterator[Setu
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
-    gateway = Gateway(submit_rate_per_second=5, max_body_bytes=100_000)
-    with running(tmp_path_factory.mktemp("gateway"), gateway, APPLIANCE_PROBE_TIMEOUT_SECONDS="0.2") as made:
+def shared(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
+    the_plan = gateway_plan(tls={"mode": "none"}, submissions_per_second=5, max_body_mib=1)
+    folder = tmp_path_factory.mktemp("gateway")
+    with running(folder, the_plan, images, APPLIANCE_PROBE_TIMEOUT_SECONDS="0.2") as made:
         yield made
 
 
@@ -446,11 +453,11 @@ def test_a_node_needs_a_key_and_sees_only_the_cluster_token(setup: Setup) -> Non
         assert answer.status_code == 200
         seen = answer.json()["headers"]
         assert answer.json()["path"] == "/page"
-        assert seen["authorization"] == TOKEN
+        assert seen["authorization"] == SHOWN_TOKEN
         assert "cookie" not in seen
         assert "x-api-key" not in seen
         assert seen["x-forwarded-prefix"] == "/webui"
-    assert httpx.get(page, headers={"Authorization": TOKEN}).status_code == 401
+    assert httpx.get(page, headers={"Authorization": SHOWN_TOKEN}).status_code == 401
 
 
 def test_an_api_that_fails_to_authorize_is_503(setup: Setup) -> None:
@@ -472,7 +479,7 @@ def test_websockets_pass_and_stick(setup: Setup) -> None:
             talk.send("hello")
             answer = json.loads(talk.recv(timeout=5))
         assert (answer["node"], answer["text"]) == (node, "hello")
-        assert answer["headers"]["authorization"] == TOKEN
+        assert answer["headers"]["authorization"] == SHOWN_TOKEN
     with websockets.sync.client.connect(base + "/api/v1/jobs/1/ws", additional_headers=KEY) as talk:
         talk.send("hello")
         assert json.loads(talk.recv(timeout=5))["headers"]["authorization"] == KEY["Authorization"]
@@ -508,10 +515,10 @@ def test_submissions_are_limited_per_key(setup: Setup) -> None:
 
 
 def test_large_bodies_and_broken_requests_get_problems(setup: Setup) -> None:
-    large = httpx.post(setup.base + "/api/v1/jobs", content=b"x" * 100_001, headers={"X-Api-Key": "large"})
+    large = httpx.post(setup.base + "/api/v1/jobs", content=b"x" * (MEBIBYTE + 1), headers={"X-Api-Key": "large"})
     assert (large.status_code, large.json()["type"]) == (413, "body-too-large")
-    taken = httpx.post(setup.base + "/api/v1/other", content=b"x" * 100_000)
-    assert taken.json()["bytes"] == 100_000
+    taken = httpx.post(setup.base + "/api/v1/other", content=b"x" * MEBIBYTE)
+    assert taken.json()["bytes"] == MEBIBYTE
     host, _, port = setup.base.removeprefix("http://").partition(":")
     for request, status in ((b"nonsense\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\n\r\n", b"400"),
                             (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"414")):  # fmt: skip
@@ -574,9 +581,9 @@ def test_the_healthcheck_and_a_graceful_stop(setup: Setup) -> None:
     setup.find_ports()
 
 
-def test_tls_and_its_redirect(tmp_path: Path) -> None:
-    gateway = Gateway(tls=True, balance="ip_hash", server_name="localhost")
-    with running(tmp_path, gateway) as setup:
+def test_tls_and_its_redirect(images: str, tmp_path: Path) -> None:
+    the_plan = gateway_plan(balance="ip_hash", server_name="localhost")
+    with running(tmp_path, the_plan, images) as setup:
         assert setup.status("/healthz") == setup.status("/readyz") == 200
         moved = httpx.post(setup.base + "/api/v1/jobs?a=b", json={})
         assert (moved.status_code, moved.headers["location"]) == (308, "https://localhost/api/v1/jobs?a=b")

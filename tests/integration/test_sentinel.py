@@ -19,7 +19,7 @@ from appliance.job import JobState
 from appliance.queue import CommitAnswer, Queue, Submission
 from appliance.redis_link import RedisLink
 from appliance.settings import Address, RedisSettings, Secret
-from tests.integration.redis_server import FAST, PASSWORD, RedisServer, add, submission, take
+from tests.integration.redis_server import FAST, PASSWORD, RedisServer, add, closing, submission, take
 
 pytestmark = pytest.mark.docker
 
@@ -37,26 +37,27 @@ sentinel failover-timeout queue 3000
 
 async def test_an_evicting_redis_is_refused(images: str) -> None:
     evicting = RedisServer(images, "maxmemory-policy allkeys-lru\n")
-    with evicting, pytest.raises(UnsafeRedis, match="noeviction"):
-        await evicting.queue().connect()
+    with evicting:
+        async with closing(evicting.queue()) as queue:
+            with pytest.raises(UnsafeRedis, match="noeviction"):
+                await queue.connect()
 
 
 async def test_jobs_survive_a_restart_and_the_client_finds_back(images: str) -> None:
     with RedisServer(images) as server:
-        queue = server.queue()
-        job_id = await add(queue)
-        claim = await take(queue)
-        server.stop()
-        with pytest.raises(QueueUnavailable):
-            await queue.beat(claim)
-        server.start()
-        await asyncio.sleep(FAST.lease_seconds)
-        assert (await queue.tick()).grace
-        assert await queue.commit(claim, "{}") is CommitAnswer.DONE
-        job = await queue.get(job_id)
-        assert job is not None
-        assert job.state is JobState.DONE
-        await queue.close()
+        async with closing(server.queue()) as queue:
+            job_id = await add(queue)
+            claim = await take(queue)
+            server.stop()
+            with pytest.raises(QueueUnavailable):
+                await queue.beat(claim)
+            server.start()
+            await asyncio.sleep(FAST.lease_seconds)
+            assert (await queue.tick()).grace
+            assert await queue.commit(claim, "{}") is CommitAnswer.DONE
+            job = await queue.get(job_id)
+            assert job is not None
+            assert job.state is JobState.DONE
 
 
 async def test_an_unreachable_redis_is_reported_fast() -> None:
@@ -136,23 +137,21 @@ async def submit_until_accepted(queue: Queue, job: Submission, seconds: float) -
 async def test_acknowledged_jobs_outlive_the_master_and_a_stale_sentinel_is_not_believed(
     images: str, group: Group
 ) -> None:
-    queue = queue_by(*group.sentinels)
     jobs = [submission() for _ in range(5)]
-    for job in jobs[:4]:
-        await submit_until_accepted(queue, job, FAILOVER_SECONDS)
-    await queue.tick()
-    dead = await group.master()
-    dead.kill()
-    seconds = await submit_until_accepted(queue, jobs[4], FAILOVER_SECONDS)
-    print(f"\nsubmissions paused for {seconds:.2f} s")
     accepted = {job.job_id for job in jobs}
-    assert set(await queue.list_ids(None, None, 10)) == accepted
-    assert (await queue.tick()).grace
-    await queue.close()
+    async with closing(queue_by(*group.sentinels)) as queue:
+        for job in jobs[:4]:
+            await submit_until_accepted(queue, job, FAILOVER_SECONDS)
+        await queue.tick()
+        dead = await group.master()
+        dead.kill()
+        seconds = await submit_until_accepted(queue, jobs[4], FAILOVER_SECONDS)
+        print(f"\nsubmissions paused for {seconds:.2f} s")
+        assert set(await queue.list_ids(None, None, 10)) == accepted
+        assert (await queue.tick()).grace
     # As one that was cut off before the failover; it finds neither the replicas nor its peers through a dead master.
     with sentinel_of(images, dead) as stale:
         await until(stale, ("SENTINEL", "MASTER", "queue"), {"port": dead.port, "config-epoch": 0})
         for sentinels in ((stale, *group.sentinels), (*group.sentinels, stale)):
-            fresh = queue_by(*sentinels)
-            assert set(await fresh.list_ids(None, None, 10)) == accepted
-            await fresh.close()
+            async with closing(queue_by(*sentinels)) as fresh:
+                assert set(await fresh.list_ids(None, None, 10)) == accepted

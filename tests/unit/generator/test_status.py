@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -46,7 +47,7 @@ def test_well(state: str, health: str, exit_code: int, well: bool) -> None:
 def test_a_host_that_cannot_be_asked_is_not_well_and_is_shown() -> None:
     status = Status((), {"gpu-02": "ssh: connect\nConnection refused"}, None)
     assert not status.well
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, file=io.StringIO(), record=True)
     console.print(table(status))
     assert "Connection refused" in console.export_text()
     assert json.loads(json.dumps(status.as_dict()))["well"] is False
