@@ -171,7 +171,8 @@ def test_it_answers_while_busy_and_stops_within_a_step(server: Server) -> None:
 
 def test_closing_the_connection_frees_it(server: Server) -> None:
     with server.client.stream("POST", "/internal/generate", json=order(steps=150)) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: closing the iterator would close the connection
+        next(lines)
     left = time.monotonic()
     while server.ping()["busy"]:
         assert time.monotonic() - left < 3

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "t0ken-of-this-test"
 
 
@@ -182,7 +182,8 @@ def test_the_same_seed_gives_the_same_file(node: Node) -> None:
 def test_busy_is_said_to_the_next_and_to_the_ping(node: Node) -> None:
     body = order(steps=150)
     with node.client.stream("POST", "/internal/generate", json=body) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: closing the iterator would close the connection
+        next(lines)
         refused = node.client.post("/internal/generate", json=order())
         assert (refused.status_code, refused.json()["job"]) == (409, body["job"])
         ping = node.ping()
@@ -194,7 +195,8 @@ def test_busy_is_said_to_the_next_and_to_the_ping(node: Node) -> None:
 def test_closing_the_connection_stops_the_work(node: Node) -> None:
     body = order(steps=150)
     with node.client.stream("POST", "/internal/generate", json=body) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: closing the iterator would close the connection
+        next(lines)
     left = time.monotonic()
     wait_for(lambda: node.wait("ok")["busy"] is None, 2)
     assert time.monotonic() - left < 1, "150 steps take 7.5 s; one step takes 0.05 s"
@@ -266,7 +268,8 @@ def test_the_page_escapes_and_runs_nothing_foreign(node: Node) -> None:
 
 def test_the_state_shows_progress_but_no_prompt(node: Node) -> None:
     with node.client.stream("POST", "/internal/generate", json=order(steps=150, prompt="a secret")) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: closing the iterator would close the connection
+        next(lines)
         state = wait_for(lambda: (found := node.client.get("/internal/state").json())["step"] and found)
         assert (state["phase"], state["total_steps"], state["checkpoint"]) == ("step", 150, "synthetic")
         assert "secret" not in json.dumps(state)
