@@ -27,9 +27,9 @@ def test_reasons_choose_the_budget(reason: object, kind: FailKind) -> None:
     ("error", "started", "kind", "refused"),
     [
         (WebuiRefused(422, "x"), False, FailKind.PERMANENT, False),
-        (WebuiRefused(409, "x"), False, FailKind.RELEASE, True),
-        (WebuiRefused(401, "x"), False, FailKind.RELEASE, True),
-        (WebuiNotThere("x"), False, FailKind.RELEASE, True),
+        (WebuiRefused(409, "x"), False, FailKind.REFUSED, True),
+        (WebuiRefused(401, "x"), False, FailKind.REFUSED, True),
+        (WebuiNotThere("x"), False, FailKind.REFUSED, True),
         (WebuiNotThere("x"), True, FailKind.CRASH, False),
         (WebuiBroke("x"), False, FailKind.CRASH, False),
         (WebuiBroke("x"), True, FailKind.CRASH, False),

@@ -45,7 +45,8 @@ def test_well(state: str, health: str, exit_code: int, well: bool) -> None:
 
 
 def test_a_host_that_cannot_be_asked_is_not_well_and_is_shown() -> None:
-    status = Status((), {"gpu-02": "ssh: connect\nConnection refused"}, None)
+    healthy = ServiceStatus("gpu-01", "api", "running", "healthy", 0, "")
+    status = Status((healthy,), {"gpu-02": "ssh: connect\nConnection refused"}, None)
     assert not status.well
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(table(status))
