@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from generator.certificates import make_authority, make_server
-from generator.plan import Plan, plan
+from generator.plan import plan
+from generator.planned import Plan
 from generator.render import render_host
 from generator.secrets import nginx_header
 from generator.sources import read_sources

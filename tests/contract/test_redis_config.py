@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from generator.plan import Plan, plan
+from generator.plan import plan
+from generator.planned import Plan
 from generator.redis_access import access_files
 from generator.render import render_host
 from generator.sources import read_sources

@@ -18,7 +18,9 @@ import pytest
 import pytest_asyncio
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 from testcontainers.core.container import DockerContainer
 
 from appliance.job import Priority, new_job_id
@@ -30,6 +32,7 @@ PASSWORD = "integration"  # of servers on loopback that live as long as a test
 SERVICES = Path(__file__).resolve().parents[2] / "images" / "services"
 FAST = QueueSettings(lease_seconds=0.3, beat_seconds=0.1, failover_grace_seconds=0.6, queue_limit=20)
 READY_SECONDS = 20.0
+ONCE = Retry(NoBackoff(), 0)
 # A restarted server finds the file as it (or Sentinel) has left it.
 WRITE_AND_RUN = '[ -e redis.conf ] || printf %s "$0" > redis.conf; exec redis-server /data/redis.conf "$@"'
 
@@ -76,19 +79,16 @@ class RedisServer:
         deadline = time.monotonic() + READY_SECONDS
         while True:
             try:
-                with BlockingRedis(port=self.port, password=PASSWORD, socket_timeout=1) as client:
+                with BlockingRedis("127.0.0.1", self.port, password=PASSWORD, socket_timeout=1, retry=ONCE) as client:
                     client.ping()
                     return
             except RedisError as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(self._report(error)) from error
+                container = self._container.get_wrapped_container()
+                container.reload()
+                if container.status != "running" or time.monotonic() > deadline:
+                    said = container.logs(tail=30).decode()
+                    raise RuntimeError(f"{self.name} is {container.status} and not ready: {error}\n{said}") from error
             time.sleep(0.02)
-
-    def _report(self, error: Exception) -> str:
-        container = self._container.get_wrapped_container()
-        container.reload()
-        said = container.logs(tail=30).decode()
-        return f"{self.name} ({container.status}) not ready within {READY_SECONDS} s: {error}\n{said}"
 
     @property
     def settings(self) -> RedisSettings:
@@ -129,7 +129,7 @@ def redis_server(images: str) -> Iterator[RedisServer]:
 
 @pytest_asyncio.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    client = Redis(port=redis_server.port, password=PASSWORD, decode_responses=True)
+    client = Redis(host="127.0.0.1", port=redis_server.port, password=PASSWORD, decode_responses=True)
     await client.flushall()
     yield client
     await client.aclose()

@@ -53,11 +53,23 @@ class Peer:
         self.ready = True
         self.closed_early = asyncio.Event()
         self.go_on = asyncio.Event()
+        self._talks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, port: int = 0) -> asyncio.Server:
-        self.server = await asyncio.start_server(self._connection, "127.0.0.1", port)
-        self.port: int = self.server.sockets[0].getsockname()[1]
-        return self.server
+    async def serve(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1")
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Ends when every talk has; their clients are gone by then."""
+        self._server.close()
+        if self._talks:
+            _, left = await asyncio.wait(self._talks, timeout=5)
+            assert not left, f"still talking: {left}"
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talk = asyncio.create_task(self._connection(reader, writer))
+        self._talks.add(talk)
+        talk.add_done_callback(self._talks.discard)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -78,6 +90,8 @@ class Peer:
             else:
                 await self._generate(json.loads(body), reader, writer)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     def _answer(self, writer: asyncio.StreamWriter, status: int, body: object) -> None:
         data = json.dumps(body).encode()
@@ -157,9 +171,9 @@ async def queue(redis_server: RedisServer, redis: Redis) -> AsyncIterator[Queue]
 @pytest_asyncio.fixture
 async def peer(jobs_dir: Path) -> AsyncIterator[Peer]:
     peer = Peer(jobs_dir)
-    server = await peer.serve()
+    await peer.serve()
     yield peer
-    server.close()
+    await peer.close()
 
 
 QUEUE = replace(FAST, lease_seconds=1.0, beat_seconds=0.1)
@@ -324,12 +338,15 @@ async def test_a_fenced_agent_forgets_the_job_and_frees_its_webui(
     peer: Peer,
     agent: Running,
     redis: Redis,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    peer.plan = ["wait"]
+    peer.plan = ["wait", "wait"]  # as its lease is still the agent's, the job comes back to it at once
     job_id = await add(queue)
     await until(lambda: bool(peer.requests))
     await redis.hset(f"{{q}}:j:{job_id}", "nonce", "somebody-else")
     await until(lambda: job_id in peer.interrupted)
+    await asyncio.wait_for(peer.closed_early.wait(), 2)
+    assert "somebody else's now" in caplog.text, "it was no lost lease"
     assert storage.read_commit(peer.jobs_dir, job_id) is None
 
 

@@ -149,14 +149,12 @@ async def test_bodies_are_bounded_while_they_stream(api: httpx.AsyncClient) -> N
     "headers",
     [
         {"X-Api-Key": "ada-key"},
-        {"X-Api-Key": "", "Authorization": "Bearer ada-key"},
-        {"X-Api-Key": "", "Authorization": "Basic YW55Ym9keTphZGEta2V5"},
+        {"Authorization": "Bearer ada-key"},
+        {"Authorization": "Basic YW55Ym9keTphZGEta2V5"},
     ],
 )
 async def test_the_three_ways_to_present_a_key(api: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    if not headers["X-Api-Key"]:
-        del headers["X-Api-Key"]
-        del api.headers["X-Api-Key"]
+    del api.headers["X-Api-Key"]
     assert (await api.get("/internal/auth", headers=headers)).status_code == 204
 
 

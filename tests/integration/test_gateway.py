@@ -28,7 +28,7 @@ import httpx
 import pytest
 import websockets.sync.client
 
-from generator.plan import Plan
+from generator.planned import Plan
 from generator.secrets import nginx_header
 from generator.sources import ROOT
 from tests.contract.test_gateway_config import certificate, docker, gateway_plan, render

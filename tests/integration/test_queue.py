@@ -272,6 +272,7 @@ async def test_errors_are_delayed_then_dead(queue: Queue, redis: Redis, kind: Fa
         if settled.state is JobState.DELAYED:
             due = await redis.zscore(keys.DELAYED, job_id)
             now, _ = await redis.time()
+            assert due is not None
             assert 0 < due / 1000 - now <= 2**attempt * 1.25 + 1
             await redis.zadd(keys.DELAYED, {job_id: 0})
     assert await redis.xlen(keys.DEAD) == 1
@@ -441,7 +442,7 @@ async def test_no_accepted_job_is_lost_and_none_is_committed_twice(
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and len(chaos.committed) < len(chaos.accepted):
         for job_id in await redis.zrange(keys.DELAYED, 0, -1):
-            await redis.zadd(keys.DELAYED, {job_id: 0}, xx=True)
+            await redis.zadd(keys.DELAYED, {str(job_id): 0}, xx=True)
         chaos.held.clear()
         await chaos.claim()
         await chaos.commit()

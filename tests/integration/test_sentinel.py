@@ -107,9 +107,9 @@ def queue_by(*sentinels: RedisServer) -> Queue:
 
 async def ask(server: RedisServer, *words: str) -> dict[str, str]:
     """The facts that the server answers with, as texts; none while it does not answer."""
-    async with Redis(port=server.port, password=PASSWORD, decode_responses=True) as client:
+    async with Redis(host="127.0.0.1", port=server.port, password=PASSWORD, decode_responses=True) as client:
         with contextlib.suppress(RedisError):
-            answer = await client.execute_command(*words)
+            answer = await client.execute_command(*words)  # type: ignore[no-untyped-call]
             return {str(name): str(value) for name, value in answer.items()}
     return {}
 
