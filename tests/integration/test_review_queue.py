@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 
@@ -18,9 +19,9 @@ from appliance.redis_link import RedisLink
 from appliance.settings import Address, Secret
 from tests.integration.redis_server import (  # noqa: F401
     FAST,
+    PASSWORD,
     RedisServer,
     add,
-    free_ports,
     queue,
     redis,
     redis_server,
@@ -50,14 +51,35 @@ async def test_a_cancel_that_the_worker_heard_holds_even_if_redis_forgot_it(queu
     assert settled.state is JobState.CANCELLED
 
 
-async def test_a_cancel_without_its_replica_is_not_acknowledged(redis_server: RedisServer, queue: Queue) -> None:
+async def test_a_cancel_without_its_replica_is_not_acknowledged(
+    images: str, redis_server: RedisServer, queue: Queue
+) -> None:
+    """A failover would bring the job back to life; asking again writes nothing new, and must not look replicated."""
     job_id = await add(queue)
-    careful = redis_server.queue(replicas=1)
-    for _ in range(2):  # asking again writes nothing new, and yet must not be taken for replicated
-        with pytest.raises(QueueUnavailable, match="0 of 1 replicas"):
-            await careful.cancel(job_id)
-    await careful.close()
-    assert await state_of(queue, job_id) is JobState.CANCELLED
+    replica_of = f"replicaof 127.0.0.1 {redis_server.port}\nmasterauth {PASSWORD}\n"
+    with RedisServer(images, replica_of) as replica:
+        careful = redis_server.queue(replicas=1)
+        await until_acknowledged(careful)
+        container = replica._container.get_wrapped_container()
+        container.pause()
+        try:
+            for _ in range(2):
+                with pytest.raises(QueueUnavailable, match="0 of 1 replicas"):
+                    await careful.cancel(job_id)
+        finally:
+            container.unpause()
+        await until_acknowledged(careful)
+        assert (await careful.cancel(job_id)).state is JobState.CANCELLED
+        await careful.close()
+
+
+async def until_acknowledged(queue: Queue, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(QueueUnavailable):
+            return await queue.check_writable()
+        await asyncio.sleep(0.05)
+    pytest.fail(f"the replica did not acknowledge anything within {seconds} s")
 
 
 # --- a job that no webui takes ---------------------------------------------------------------------------------------
@@ -84,6 +106,27 @@ async def test_the_first_refusals_cost_no_time(queue: Queue) -> None:
         settled = await queue.fail(await take(queue, worker), FailKind.REFUSED, "WORKER_LOST", "not ready")
         assert settled.state is JobState.QUEUED
     assert (await take(queue, "c/0")).job_id == job_id
+
+
+# --- between COMMIT and its telling ----------------------------------------------------------------------------------
+
+
+async def test_a_worker_lost_while_it_commits_does_not_end_a_job_that_may_have_its_result(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    """With the crash budget all but spent: somebody still has to look whether COMMIT is there."""
+    queue = redis_server.queue(replace(FAST, crash_budget=1))
+    claim = await take_one(queue)
+    for _ in range(4):
+        await queue.beat(claim, 3, 3, "commit")
+        await redis.zadd(keys.LEASE, {claim.job_id: 1})
+        await queue.tick()
+        assert await state_of(queue, claim.job_id) is JobState.QUEUED
+        claim = await take(queue)
+    await redis.zadd(keys.LEASE, {claim.job_id: 1})
+    await queue.tick()
+    assert await state_of(queue, claim.job_id) is JobState.DEAD
+    await queue.close()
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------
@@ -131,6 +174,30 @@ async def test_a_full_memory_refuses_new_jobs_but_finishes_the_accepted(queue: Q
         await redis.config_set("maxmemory", 0)
 
 
+async def test_a_refusal_for_want_of_memory_disturbs_nobody_else(queue: Queue, redis: Redis) -> None:
+    waiting = asyncio.create_task(queue.wait_for_work("$", 0.5))
+    await asyncio.sleep(0.1)
+    try:
+        await redis.config_set("maxmemory", 1)
+        with pytest.raises(QueueUnavailable):
+            await add(queue)
+    finally:
+        await redis.config_set("maxmemory", 0)
+    await waiting
+
+
+async def test_counts_can_be_read_while_nothing_can_be_written(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue)
+    try:
+        await redis.config_set("min-replicas-to-write", 1)
+        with pytest.raises(QueueUnavailable):
+            await queue.tick()
+        assert (await queue.stats()).waiting == 1
+        assert await state_of(queue, job_id) is JobState.QUEUED
+    finally:
+        await redis.config_set("min-replicas-to-write", 0)
+
+
 @pytest.mark.parametrize("ending", ["done", "cancelled", "invalid"])
 async def test_a_request_is_not_kept_for_a_week_after_its_end(queue: Queue, redis: Redis, ending: str) -> None:
     claim = await take_one(queue)
@@ -162,7 +229,7 @@ async def test_what_redis_refuses_is_a_queue_error(redis_server: RedisServer, re
     await redis.acl_setuser("barred", enabled=True, passwords=["+barred"], keys=["*"], commands=["+info", "+client"])
     settings = replace(redis_server.settings, username="barred", password=Secret("barred"))
     queue = Queue(RedisLink(settings), FAST)
-    with pytest.raises(QueueError, match="(?i)permission"):
+    with pytest.raises(QueueError, match=r"(?i)permission"):
         await queue.claim("a/0", "n")
     await queue.close()
     await redis.acl_deluser("barred")
@@ -170,13 +237,16 @@ async def test_what_redis_refuses_is_a_queue_error(redis_server: RedisServer, re
 
 async def test_an_unreachable_redis_is_told_to_all_at_once(redis_server: RedisServer) -> None:
     """A server that takes connections and never answers: who waits must not wait for the tries of the others too."""
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    taken: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda reader, writer: taken.append(writer), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     settings = replace(redis_server.settings, address=Address("127.0.0.1", port), socket_timeout_seconds=0.2)
     queue = Queue(RedisLink(settings), FAST)
     begin = time.monotonic()
     answers = await asyncio.gather(*(queue.stats() for _ in range(20)), return_exceptions=True)
     took = time.monotonic() - begin
+    for writer in taken:
+        writer.close()
     silent.close()
     assert {type(answer) for answer in answers} == {QueueUnavailable}
     assert took < 1.5
@@ -196,7 +266,7 @@ async def test_an_interrupted_read_does_not_answer_the_next_question(queue: Queu
     job_id = await add(queue)
     nothing = await queue.claim("a/0", "n")
     assert not isinstance(nothing, Nothing)
-    for pause in (0.0, 0.001, 0.005, 0.02):
+    for pause in (0.002, 0.005, 0.02):
         waiting = asyncio.create_task(queue.wait_for_work("$", 0.5))
         await asyncio.sleep(pause)
         waiting.cancel()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 METADATA_LIMIT_BYTES: Final = 4096
+METADATA_LIMIT_LEVELS: Final = 100  # pydantic's serializer gives up at about 250
 INIT_IMAGE_LIMIT_CHARS: Final = 15 * 1024 * 1024
 
 
@@ -130,16 +131,29 @@ class JobRequest(BaseModel):
     def _limit_metadata(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
             size = len(json.dumps(value, allow_nan=False))
+            json.dumps(value, ensure_ascii=False).encode()
         except RecursionError as error:
             raise ValueError("is nested too deeply") from error
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half a surrogate pair, which is not Unicode text") from error
         if size > METADATA_LIMIT_BYTES:
             raise ValueError(f"is {size} bytes as JSON; at most {METADATA_LIMIT_BYTES} are kept")
+        if nesting(value) > METADATA_LIMIT_LEVELS:
+            raise ValueError(f"is nested too deeply; at most {METADATA_LIMIT_LEVELS} levels are kept")
         return value
 
     def canonical_json(self) -> str:
         """What the client said, in one spelling: equal requests are equal texts. Pure ASCII."""
         body = self.model_dump(mode="json", exclude_unset=True)
         return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def nesting(value: object) -> int:
+    levels, inside = 0, [value]
+    while containers := [item for item in inside if isinstance(item, (dict, list))]:
+        levels += 1
+        inside = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
+    return levels
 
 
 def estimate_cost_ms(request: JobRequest) -> int:

@@ -26,7 +26,7 @@ def log_job_result(
     seconds: float | None = None,
 ) -> None:
     """`kind` is done, cancelled or the way the attempt failed; `state` is where the job went from there."""
-    level = logging.INFO if kind in ("done", "cancelled", "release") else logging.WARNING
+    level = logging.INFO if kind in ("done", "cancelled", "release", "refused") else logging.WARNING
     extra = fields(
         worker=worker,
         job_id=job_id,

@@ -12,18 +12,28 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from appliance.errors import QueueUnavailable, UnsafeRedis
+from appliance.errors import QueueError, QueueUnavailable, UnsafeRedis
 from appliance.settings import Address, RedisSettings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # The server speaks, but not as a writable master with its replicas; TRYAGAIN and UNBLOCKED come during role changes.
-FAILOVER_WORDS = ("READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "UNBLOCKED", "MISCONF", "TRYAGAIN", "OOM")
+FAILOVER_WORDS = ("READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "UNBLOCKED", "MISCONF", "TRYAGAIN", "OOM", "BUSY ")
+# redis-py takes the first word off the answers that it has a class for.
+OUTAGES = (
+    wire.ConnectionError,
+    wire.TimeoutError,
+    wire.ReadOnlyError,
+    wire.OutOfMemoryError,
+    wire.MasterDownError,
+    wire.TryAgainError,
+    OSError,
+)
 
 
 def is_outage(error: BaseException) -> bool:
-    if isinstance(error, (wire.ConnectionError, wire.TimeoutError, wire.ReadOnlyError, wire.OutOfMemoryError, OSError)):
+    if isinstance(error, OUTAGES):
         return True
     if isinstance(error, asyncio.TimeoutError):
         return True
@@ -36,7 +46,7 @@ class RedisLink:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._client: Redis | None = None
-        self._lock = asyncio.Lock()
+        self._connecting: asyncio.Task[Redis] | None = None
 
     async def run(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
         client = await self.client()
@@ -48,17 +58,26 @@ class RedisLink:
             raise
         except Exception as error:
             if not is_outage(error):
+                if isinstance(error, wire.RedisError):
+                    raise QueueError(f"Redis refused: {error}") from error
                 raise
-            await self.drop(client)
+            if not isinstance(error, wire.OutOfMemoryError):  # full, but the right one, and the others' calls go on
+                await self.drop(client)
             raise QueueUnavailable(f"Redis failed: {error or type(error).__name__}") from error
 
     async def client(self) -> Redis:
+        """One try at a time, and its end is everybody's: a line of callers would wait for as many tries."""
         if self._client is not None:
             return self._client
-        async with self._lock:
-            if self._client is None:
-                self._client = await self._connect()
-            return self._client
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name="connect to Redis")
+            self._connecting.add_done_callback(self._connected)
+        return await asyncio.shield(self._connecting)
+
+    def _connected(self, task: asyncio.Task[Redis]) -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._client = task.result()
 
     async def drop(self, client: Redis) -> None:
         """Forgets `client`, unless somebody already did and a newer one is in place."""
@@ -67,6 +86,9 @@ class RedisLink:
         await close_quietly(client)
 
     async def close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait({self._connecting})
         if self._client is not None:
             await self.drop(self._client)
 
@@ -75,7 +97,7 @@ class RedisLink:
         client = self._open(address)
         try:
             await self._require_safe_master(client, address)
-        except UnsafeRedis:
+        except (UnsafeRedis, asyncio.CancelledError):
             await close_quietly(client)
             raise
         except Exception as error:

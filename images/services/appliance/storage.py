@@ -133,8 +133,8 @@ def write_commit(jobs_dir: Path, commit: Commit) -> Commit:
     folder = jobs_dir / job_folder(commit.job)
     temporary = folder / f".COMMIT.{commit.fence}.{os.getpid()}"
     try:
-        _write_durably(temporary, commit.to_json())
         try:
+            _write_durably(temporary, commit.to_json())
             os.link(temporary, folder / "COMMIT")
         except FileExistsError:
             winner = read_commit(jobs_dir, commit.job)
@@ -169,8 +169,14 @@ def verify_files(jobs_dir: Path, job_id: str, fence: int, files: tuple[ResultFil
 
 
 def make_attempt_folder(jobs_dir: Path, job_id: str, fence: int) -> None:
+    """Each new folder's name is on disk before anything goes into it; the volume's root is never made."""
+    folder = jobs_dir
     try:
-        (jobs_dir / attempt_folder(job_id, fence)).mkdir(parents=True, exist_ok=True)
+        for part in Path(attempt_folder(job_id, fence)).parts:
+            parent, folder = folder, folder / part
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                _sync_folder(parent)
     except OSError as error:
         raise StorageError(f"the attempt's folder cannot be made: {error}") from error
 
@@ -184,6 +190,10 @@ def remove_losers(jobs_dir: Path, commit: Commit) -> None:
 
 
 def remove_attempt(jobs_dir: Path, job_id: str, fence: int) -> None:
+    """Never the winner's: a zombie that is fenced may have been the one that created COMMIT."""
+    winner = read_commit(jobs_dir, job_id)
+    if winner is not None and winner.fence == fence:
+        return
     shutil.rmtree(jobs_dir / attempt_folder(job_id, fence), ignore_errors=True)
 
 

@@ -193,6 +193,10 @@ class EngineProcess:
             async for line in child.stdout:
                 self._receive(json.loads(line))
                 was_ready = was_ready or self._ready
+        except ValueError as error:
+            # Half a line, of a process killed while it wrote: its end, and not the server's.
+            log.error("the engine process said something broken: %s", error, extra={"event": "engine_broken_line"})
+            self._kill()
         finally:
             code = await self._reap(child)
             self._child = None

@@ -119,12 +119,13 @@ class Worker:
             log.exception("generation failed")
             failure = EngineError("UNKNOWN", _describe(error))
         # Only out here is the traceback gone that keeps the failed call's tensors alive.
-        self._engine.release()
-        gc.collect()
-        if failure is None:
-            return None
-        task.event("error", reason=failure.reason, message=failure.message)
-        return failure.reason
+        try:
+            self._engine.release()
+            gc.collect()
+        finally:  # a broken GPU fails here again, which ends this process; the first reason is the true one
+            if failure is not None:
+                task.event("error", reason=failure.reason, message=failure.message)
+        return failure.reason if failure is not None else None
 
     def _generate(self, task: Task, capabilities: Capabilities) -> None:
         started = time.monotonic()

@@ -23,11 +23,12 @@ from appliance.agent.ending import (
     of_done_event,
     of_error_event,
     of_webui_error,
+    refused,
     released,
 )
 from appliance.agent.watch import Progress, Watchdog
 from appliance.agent.webui import Webui, WebuiBroke, WebuiError
-from appliance.errors import QueueUnavailable, StorageError
+from appliance.errors import QueueError, QueueUnavailable, StorageError, UnsafeRedis
 from appliance.job import JobState, Reason, attempt_folder
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.logs import OnceUntilChanged, fields
@@ -83,7 +84,7 @@ class Attempt:
                 return Finished(winner.files)  # its own COMMIT, or another attempt's: _commit sorts it out
             await self._storage(lambda root: storage.make_attempt_folder(root, self._claim.job_id, self._claim.fence))
         except StorageError as error:
-            return released(f"storage: {error}", refused=True)
+            return refused(f"storage: {error}")
         stream = start_task("stream", self._stream())
         watchdog = Watchdog(self._progress, self._settings, self._claim.deadline_seconds)
         watch = start_task("watch", watchdog.run())
@@ -102,13 +103,13 @@ class Attempt:
         return watch.result() if watch.done() else released("its worker is being stopped")
 
     async def _stream(self) -> Ending:
-        body = {
-            "job": self._claim.job_id,
-            "fence": self._claim.fence,
-            "output_dir": attempt_folder(self._claim.job_id, self._claim.fence),
-            "request": json.loads(self._claim.body),
-        }
         try:
+            body = {
+                "job": self._claim.job_id,
+                "fence": self._claim.fence,
+                "output_dir": attempt_folder(self._claim.job_id, self._claim.fence),
+                "request": json.loads(self._claim.body),
+            }
             async with self._webui.generate(body) as events:
                 async for event in events:
                     self._progress.note(event)
@@ -128,7 +129,7 @@ class Attempt:
         while True:
             try:
                 answer = await self._beat()
-            except QueueUnavailable as error:
+            except QueueError as error:
                 self._redis.failing(f"heartbeats do not reach Redis: {error}", **self._context())
             else:
                 self._redis.fine("heartbeats reach Redis again", **self._context())
@@ -179,7 +180,10 @@ class Attempt:
         try:
             winner = await self._storage(lambda root: storage.read_commit(root, claim.job_id))
             if winner is None:
-                await self._storage(lambda root: storage.verify_files(root, claim.job_id, claim.fence, finished.files))
+                if wrong := await self._find_wrong_file(finished):
+                    return wrong
+                # Tells the queue, too: losing this worker from here on says nothing against the job.
+                self._progress.phase = "commit"
                 answer = await self._until_answered(self._beat)
                 if answer is BeatAnswer.FENCED:
                     return Fenced()
@@ -188,8 +192,18 @@ class Attempt:
                 mine = storage.new_commit(claim.job_id, claim.fence, self._settings.worker, finished.files)
                 winner = await self._storage(lambda root: storage.write_commit(root, mine))
         except StorageError as error:
-            return Failed(FailKind.ERROR, Reason.UNKNOWN, f"storage: {error}")
+            # Perhaps COMMIT is there all the same, or will be when a hung disk moves again: this attempt's files stay,
+            # and the next attempt looks for COMMIT first.
+            return refused(f"storage: {error}")
         return await self._tell_commit(winner)
+
+    async def _find_wrong_file(self, finished: Finished) -> Failed | None:
+        claim = self._claim
+        try:
+            await self._storage(lambda root: storage.verify_files(root, claim.job_id, claim.fence, finished.files))
+        except StorageError as error:
+            return Failed(FailKind.ERROR, Reason.UNKNOWN, f"storage: {error}")
+        return None
 
     async def _tell_commit(self, winner: storage.Commit) -> Ending:
         claim = self._claim
@@ -227,13 +241,15 @@ class Attempt:
         while True:
             try:
                 return await ask()
-            except QueueUnavailable as error:
+            except (QueueUnavailable, UnsafeRedis) as error:
                 now = time.monotonic()
                 if self._drain_over.is_set():
                     stopping_at = stopping_at or now
                 if now > limit or (stopping_at is not None and now - stopping_at > LAST_WORDS_SECONDS):
                     raise GaveUp(f"Redis did not answer in time: {error}") from error
                 self._redis.failing(f"Redis does not answer, asking again: {error}", **self._context())
+            except QueueError as error:
+                raise GaveUp(str(error)) from error
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_MOST_SECONDS)
 

@@ -23,8 +23,11 @@ class Failed:
     kind: FailKind
     reason: Reason
     message: str
-    # The webui could not even take the job: look at it longer and longer before trusting its ping again.
-    refused: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """Webui or storage could not take the job: wait longer and longer before trusting their readiness again."""
+        return self.kind is FailKind.REFUSED
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,12 @@ def crashed(message: str, reason: Reason = Reason.WORKER_LOST) -> Failed:
     return Failed(FailKind.CRASH, reason, message)
 
 
-def released(message: str, *, refused: bool = False) -> Failed:
-    return Failed(FailKind.RELEASE, Reason.WORKER_LOST, message, refused)
+def released(message: str) -> Failed:
+    return Failed(FailKind.RELEASE, Reason.WORKER_LOST, message)
+
+
+def refused(message: str) -> Failed:
+    return Failed(FailKind.REFUSED, Reason.WORKER_LOST, message)
 
 
 def of_error_event(event: dict[str, Any]) -> Failed:
@@ -67,7 +74,7 @@ def of_webui_error(error: WebuiError, *, started: bool) -> Failed:
     if isinstance(error, WebuiRefused):
         if error.status in (400, 413, 422):
             return Failed(FailKind.PERMANENT, Reason.INVALID_INPUT, error.detail)
-        return released(str(error), refused=True)
+        return refused(str(error))
     if isinstance(error, WebuiNotThere) and not started:
-        return released(str(error), refused=True)
+        return refused(str(error))
     return crashed(str(error))

@@ -9,7 +9,7 @@ import uuid
 from appliance.agent.attempt import Attempt
 from appliance.agent.ending import Failed
 from appliance.agent.webui import Ping, Webui, WebuiError
-from appliance.errors import QueueError, QueueUnavailable
+from appliance.errors import QueueError
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
 from appliance.logs import OnceUntilChanged, fields
 from appliance.outcome_log import log_outcomes
@@ -138,7 +138,7 @@ class Agent:
     async def _log_outcomes(self, answer: Claim | Nothing) -> None:
         try:
             await log_outcomes(self._queue, answer.outcomes)
-        except QueueUnavailable as error:
+        except QueueError as error:
             log.warning("%d outcomes could not be logged: %s", len(answer.outcomes), error)
 
     async def _drain(self, stop: asyncio.Event) -> None:

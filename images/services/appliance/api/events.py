@@ -24,7 +24,8 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["events"])
 
 POLL_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 5.0
-EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
+EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+LAST_EVENT_ID = (2**64 - 1, 2**64 - 1)
 FINAL = frozenset(state.value for state in JobState if state.is_final)
 
 LastEventId = Annotated[str | None, Header(max_length=64)]
@@ -72,7 +73,12 @@ async def serve_websocket(
 
 
 def known_position(last_event_id: str | None) -> str | None:
-    return last_event_id if last_event_id and EVENT_ID.fullmatch(last_event_id) else None
+    """None for what Redis would refuse as an id to go on after."""
+    if last_event_id is None or not EVENT_ID.fullmatch(last_event_id):
+        return None
+    milliseconds, _, number = last_event_id.partition("-")
+    position = (int(milliseconds), int(number))
+    return last_event_id if max(position) < 2**64 and position != LAST_EVENT_ID else None
 
 
 async def follow(services: Services, job: JobRecord, start: str | None) -> AsyncIterator[StreamEvent | None]:

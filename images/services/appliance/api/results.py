@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse
 
-from appliance.api.problems import Problem, documented
+from appliance.api.problems import RETRY_SECONDS, Problem, documented
 from appliance.api.services import Caller, JobId, ServicesHere, find_job
 from appliance.errors import StorageError
 from appliance.job import JobState, attempt_folder
@@ -17,6 +18,7 @@ from appliance.storage import Commit, ResultFile
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["results"])
 
+STORAGE_SECONDS = 5.0
 # Nothing a browser would run: media is played, everything else is downloaded.
 INLINE_TYPES = frozenset({"video/mp4", "image/gif", "image/webp", "image/png", "image/jpeg", "application/json"})
 
@@ -26,7 +28,7 @@ async def read_result(
 ) -> FileResponse:
     """The `file`-th file of a finished job; range requests work."""
     job = await find_job(services, caller, job_id)
-    path, described = locate(services.settings.jobs_dir, job, file)
+    path, described = await _locate_in_time(services.settings.jobs_dir, job, file)
     media_type = described.media_type if described.media_type in INLINE_TYPES else "application/octet-stream"
     return FileResponse(
         path,
@@ -35,6 +37,15 @@ async def read_result(
         content_disposition_type="inline",
         headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=3600"},
     )
+
+
+async def _locate_in_time(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile]:
+    """In a thread: a hung mount must hold up neither the other requests nor the housekeeping of the queue."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(locate, jobs_dir, job, index), STORAGE_SECONDS)
+    except asyncio.TimeoutError as error:
+        detail = f"storage has not answered for {STORAGE_SECONDS:g} s"
+        raise Problem(503, "storage-unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
 
 
 def locate(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile]:

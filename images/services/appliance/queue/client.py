@@ -117,7 +117,8 @@ class Queue:
         return Settlement(status, JobState(state) if state else None)
 
     async def cancel(self, job_id: str) -> Settlement:
-        status, state = await self._call("cancel", {"id": job_id})
+        """Returns only when the configured number of replicas knows it too."""
+        status, state = await self._call("cancel", {"id": job_id}, replicas=self._replicas)
         return Settlement(status, JobState(state) if state else None)
 
     async def tick(self) -> TickReport:
@@ -228,7 +229,9 @@ class Queue:
 
     async def _call(self, name: str, arguments: dict[str, Any], *extra: str, replicas: int = 0) -> Any:
         script = self._scripts[name]
-        argv = (json.dumps({**self._config, **arguments}), *extra)
+        # Half a surrogate pair (in a message from elsewhere) is no text for cjson.
+        text = json.dumps({**self._config, **arguments}, ensure_ascii=False).encode("utf-8", "replace").decode()
+        argv = (text, *extra)
 
         async def call(client: Redis) -> Any:
             try:
@@ -256,7 +259,7 @@ class Queue:
         if isinstance(reached, Exception):
             raise reached
         if int(reached) < replicas:
-            raise QueueUnavailable(f"the job reached {reached} of {replicas} replicas within {WAIT_MILLISECONDS} ms")
+            raise QueueUnavailable(f"the write reached {reached} of {replicas} replicas within {WAIT_MILLISECONDS} ms")
         return answer
 
 

@@ -16,6 +16,7 @@ class FailKind(str, Enum):
     OOM = "oom"
     CRASH = "crash"
     RELEASE = "release"
+    REFUSED = "refused"
     PERMANENT = "permanent"
     CANCELLED = "cancelled"
 

@@ -64,6 +64,8 @@ local function finish(id, state, reason, message)
   redis.call('ZADD', K.done, int(now), id)
   redis.call('ZREM', K.deadline, id)
   redis.call('HINCRBY', K.stats, state, 1)
+  -- A request may be megabytes, the memory is finite, and only the dead may be asked for again.
+  if state ~= 'dead' or reason == 'INVALID_INPUT' then redis.call('EXPIRE', K.p .. id, 3600) end
   emit(id, state, {state = state, reason = reason or cjson.null, message = message or cjson.null})
   announce(state, id, worker, reason)
   if state == 'dead' then
@@ -87,29 +89,38 @@ local function requeue(id, delay_ms, reason, message)
   return state
 end
 
+local LONGEST_DELAY_MS = 75000
+
 local function backoff_ms(failures)
-  return math.floor(math.min(60000, 1000 * 2 ^ (failures - 1)) * (0.75 + 0.5 * (A.jitter or 0.5)))
+  return math.floor(math.min(LONGEST_DELAY_MS / 1.25, 1000 * 2 ^ (failures - 1)) * (0.75 + 0.5 * (A.jitter or 0.5)))
 end
 
 -- Counts workers, not crashes: one killed host must not spend the budget of an innocent job. Five crashes per
 -- allowed worker end it all the same, or a poisonous job would circle for ever in a cluster of two.
+-- A worker lost while it commits counts only there: COMMIT may exist, and the next claim has to look for it.
 local function crash_budget_spent(id, worker)
-  local job = get(id, 'crash_workers')
+  local job = get(id, 'crash_workers', 'phase')
   local known = cjson.decode(job[1] or '{}')
-  known[worker] = (known[worker] or 0) + 1
+  if job[2] ~= 'commit' then known[worker] = (known[worker] or 0) + 1 end
   local distinct = 0
   for _ in pairs(known) do distinct = distinct + 1 end
   local total = redis.call('HINCRBY', K.j .. id, 'crash', 1)
-  redis.call('HSET', K.j .. id, 'crash_workers', cjson.encode(known))
+  if distinct > 0 then redis.call('HSET', K.j .. id, 'crash_workers', cjson.encode(known)) end
   return distinct >= A.crash_budget or total >= 5 * A.crash_budget
 end
 
--- The end of an attempt without a result. kind: error | oom | crash | release | permanent | cancelled
+-- Free, but not at the head of the line for ever: a job that no webui takes must let the others pass.
+local function refusal_delay_ms(id)
+  local refusals = redis.call('HINCRBY', K.j .. id, 'refusals', 1)
+  return refusals > 3 and backoff_ms(refusals - 3) or 0
+end
+
+-- The end of an attempt without a result. kind: error | oom | crash | release | refused | permanent | cancelled
 local function end_attempt(id, kind, reason, message)
   local job = get(id, 'owner', 'fence', 'cancel')
   leave_running(id)
   local state
-  if job[3] then
+  if job[3] or kind == 'cancelled' then  -- the flag may be lost in a failover after the worker has heard of it
     reason = 'CANCELLED'
     state = finish(id, 'cancelled', reason, 'cancelled while running')
   elseif kind == 'permanent' then
@@ -124,11 +135,19 @@ local function end_attempt(id, kind, reason, message)
     if failures >= budget then state = finish(id, 'dead', reason, message)
     else state = requeue(id, backoff_ms(failures), reason, message) end
   else
-    state = requeue(id, 0, reason, message)
+    state = requeue(id, kind == 'refused' and refusal_delay_ms(id) or 0, reason, message)
   end
-  if kind ~= 'release' and state ~= 'cancelled' then announce('failure', id, job[1], reason) end
+  if kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled' then announce('failure', id, job[1], reason) end
   outcomes[#outcomes + 1] = {id = id, state = state, kind = kind, reason = reason, worker = job[1], fence = job[2]}
   return state
+end
+
+-- Times written before a clock went back (a new master's clock may be behind the old one's) would hold their jobs for
+-- as long as it went back.
+local function pull_in(key, latest)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. int(latest), '+inf')) do
+    redis.call('ZADD', key, int(latest), id)
+  end
 end
 
 -- After a failover, a restart or a standstill of Redis nobody could renew a lease: give all of them time to try.
@@ -137,11 +156,13 @@ local function observe_epoch()
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
   local last = redis.call('HMGET', K.epoch, 'run_id', 'seen')
   redis.call('HSET', K.epoch, 'run_id', run_id, 'seen', int(now))
-  local stalled = last[2] and now - tonumber(last[2]) > A.stall_ms
+  local stalled = last[2] and math.abs(now - tonumber(last[2])) > A.stall_ms
   if last[1] == run_id and not stalled then return false end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now + A.grace_ms))) do
     redis.call('ZADD', K.lease, int(now + A.grace_ms), id)
   end
+  pull_in(K.lease, now + math.max(A.grace_ms, A.lease_ms))
+  pull_in(K.delayed, now + LONGEST_DELAY_MS)
   if not last[1] then return false end
   announce(last[1] == run_id and 'stall' or 'epoch', '', '', '')
   return true
