@@ -303,6 +303,15 @@ async def test_a_refused_job_goes_back_for_free(queue: Queue, peer: Peer, agent:
     assert (job.attempts, job.crashes, job.errors) == (2, 0, 0)
 
 
+async def test_a_worker_that_fails_every_job_stops_taking_them(queue: Queue, peer: Peer, agent: Running) -> None:
+    """Otherwise one sick GPU that fails within milliseconds empties the queue into the dead letters."""
+    peer.plan = ["CUDA_ERROR"] * 50
+    for _ in range(12):
+        await add(queue)
+    await asyncio.sleep(2.0)
+    assert len(peer.requests) == 2
+
+
 async def test_an_invalid_job_is_dead_at_once(queue: Queue, peer: Peer, agent: Running) -> None:
     peer.plan = ["422"]
     job = await wait_for(queue, await add(queue), JobState.DEAD)

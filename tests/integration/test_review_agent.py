@@ -240,7 +240,7 @@ async def test_the_queue_is_told_that_a_result_is_being_committed(
 async def test_a_job_with_a_broken_commit_does_not_stop_the_line(
     queue: Queue, redis_server: RedisServer, jobs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_loop, "REFUSED_MOST_SECONDS", 0.05)
+    monkeypatch.setattr(agent_loop, "PAUSE_MOST_SECONDS", 0.05)
     bad, good = await add(queue), await add(queue)
     folder = jobs_dir / job_folder(bad)
     folder.mkdir(parents=True)

@@ -29,6 +29,11 @@ class Failed:
         """Webui or storage could not take the job: wait longer and longer before trusting their readiness again."""
         return self.kind is FailKind.REFUSED
 
+    @property
+    def worker_in_doubt(self) -> bool:
+        """The next job may well fail here too."""
+        return self.kind in (FailKind.REFUSED, FailKind.ERROR, FailKind.CRASH)
+
 
 @dataclass(frozen=True)
 class Fenced:

@@ -13,7 +13,7 @@ from appliance.errors import QueueError
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
 from appliance.logs import OnceUntilChanged, fields
 from appliance.outcome_log import log_outcomes
-from appliance.queue import Claim, FailKind, Nothing, Queue
+from appliance.queue import Claim, Nothing, Queue
 from appliance.settings import AgentSettings
 from appliance.storage import MARKER, has_marker
 
@@ -23,7 +23,7 @@ RETRY_SECONDS = 0.25
 NOT_READY_SECONDS = 0.5
 # Below the socket timeout: a blocking read that times out would look like an outage.
 WAKE_SECONDS = 0.7
-REFUSED_MOST_SECONDS = 10.0
+PAUSE_MOST_SECONDS = 10.0
 MARKER_SECONDS = 2.0
 
 
@@ -36,7 +36,7 @@ class Agent:
         self._nonce = uuid.uuid4().hex
         self._state = "unready"
         self._ping = Ping(ready=False, status="not asked yet")
-        self._refusals = 0
+        self._failures = 0
         self._drain_over = asyncio.Event()
         self._readiness = OnceUntilChanged(log)
         self._redis = OnceUntilChanged(log)
@@ -84,14 +84,21 @@ class Agent:
         about = fields(job_id=claim.job_id, attempt=claim.fence, event="claimed")
         log.info("job %s claimed", claim.job_id, extra=about)
         ending = await Attempt(self._settings, self._queue, self._webui, claim, self._drain_over).run()
-        if isinstance(ending, Failed) and ending.refused:
-            self._refusals += 1
-            pause = min(REFUSED_MOST_SECONDS, 0.5 * 2**self._refusals)
-            log.warning("the webui refused a job it was ready for, waiting %g s: %s", pause, ending.message)
-            self._state = "unready"
-            await wait_or_stop(stop, pause)
-        elif not (isinstance(ending, Failed) and ending.kind is FailKind.CRASH):
-            self._refusals = 0
+        if isinstance(ending, Failed) and ending.worker_in_doubt:
+            await self._pause_after(ending, stop)
+        else:
+            self._failures = 0
+
+    async def _pause_after(self, ending: Failed, stop: asyncio.Event) -> None:
+        """One failure may be the job's fault. Several in a row are this worker's: a sick one fails within
+        milliseconds, always has a free hand, and would burn the whole queue past its healthy neighbours."""
+        self._failures += 1
+        if not ending.refused and self._failures == 1:
+            return
+        pause = min(PAUSE_MOST_SECONDS, 0.5 * 2**self._failures)
+        log.warning("%d attempts failed here in a row, waiting %g s: %s", self._failures, pause, ending.message)
+        self._state = "unready"
+        await wait_or_stop(stop, pause)
 
     async def _is_ready(self) -> bool:
         if not await self._has_storage():
