@@ -109,6 +109,24 @@ def test_from_init_to_a_rendered_folder(tmp_path: Path) -> None:
     assert (drift.returncode, "-changed by hand" in drift.stdout) == (2, True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files to the containers' user takes root")
+def test_secrets_are_made_once_laid_out_and_rotated(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(DEMO)
+    assert generator("render", cwd=tmp_path).returncode == 0
+    made = generator("secrets", cwd=tmp_path)
+    assert (made.returncode, "redis_password" in made.stdout) == (0, True)
+    laid_out = tmp_path / "rendered/demo/secrets"
+    before = {path.name: path.read_bytes() for path in laid_out.iterdir()}
+    assert {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in laid_out.iterdir()} == {(10001, 0o600)}
+    assert "all secrets exist" in generator("secrets", cwd=tmp_path).stdout
+    rotated = generator("secrets", "rotate", "redis_password", cwd=tmp_path)
+    assert (rotated.returncode, "--recreate" in rotated.stdout) == (0, True)
+    after = {path.name: path.read_bytes() for path in laid_out.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"redis_password", "redis_users.acl"}
+    assert generator("secrets", "rotate", "nonsense", cwd=tmp_path).returncode == 1
+    assert not any(value.decode() in made.stdout + rotated.stdout for value in (*before.values(), *after.values()))
+
+
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(DEMO.replace("http_port: 8080", "http_port: 80800").replace("driver: local", "driver: disk"))

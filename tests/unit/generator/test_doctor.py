@@ -26,7 +26,7 @@ GIB = 1 << 30
         (doctor.check_disk(15 * GIB - 1), "fail"),
         (doctor.check_memory(3 * GIB), "warn"),
         (doctor.check_memory(8 * GIB), "ok"),
-        (doctor.check_cpus(1), "warn"),
+        (doctor.check_cpus(1), "fail"),
         (doctor.check_cpus(2), "ok"),
         (doctor.check_base_source(debootstrap=True, apt_get=False), "ok"),
         (doctor.check_base_source(debootstrap=False, apt_get=True), "ok"),
