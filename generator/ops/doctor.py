@@ -109,7 +109,7 @@ def check_memory(total_bytes: int) -> Check:
 
 def check_cpus(count: int) -> Check:
     if count < 2:
-        return Check("cpus", "fail", str(count), "give the machine two or more: Docker refuses the services' limits on one")
+        return Check("cpus", "fail", str(count), "two or more are needed: the limits of some services")
     return Check("cpus", "ok", str(count))
 
 
