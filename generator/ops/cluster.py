@@ -87,6 +87,9 @@ def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) 
     """Start every host and wait until all services are healthy; `Unhealthy` with their last log lines otherwise."""
     options = ["--detach", "--wait", "--wait-timeout", str(WAIT_SECONDS), "--remove-orphans"]
     options += ["--force-recreate"] if recreate else []
+    bare = [str(place.folder) for place in targets if not (place.folder / "secrets").is_dir()]
+    if bare:
+        raise UserError(f"no secrets in {', '.join(bare)}; run `python -m generator secrets` first")
     for place in targets:
         with progress.task(f"up {place.host.name}") as task:
             pipeline = place.copy()

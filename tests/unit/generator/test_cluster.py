@@ -9,6 +9,7 @@ from generator.docker import parse_container
 from generator.errors import UserError
 from generator.ops import cluster
 from generator.plan import plan
+from generator.progress import Mode, Progress
 from tests.unit.generator.clusters import one_host, three_hosts
 
 
@@ -30,7 +31,8 @@ def test_this_machine_is_worked_on_directly(tmp_path: Path) -> None:
 
 
 def test_other_hosts_are_reached_through_ssh(tmp_path: Path) -> None:
-    out = rendered(tmp_path / "it's", "gpu-02") if (tmp_path / "it's").mkdir() is None else tmp_path
+    (tmp_path / "it's").mkdir()
+    out = rendered(tmp_path / "it's", "gpu-02")
     (place,) = cluster.places(plan(three_hosts()), out, only="gpu-02", ssh="ssh -J 'jump host'")
     there = "/opt/animatediff-ha/studio/gpu-02"
     assert place.compose("up", "--detach") == [
@@ -52,6 +54,12 @@ def test_every_host_has_to_be_rendered(tmp_path: Path) -> None:
 def test_an_unknown_host_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='"gpu-04" is not a host of studio; one of: gpu-01, gpu-02, gpu-03'):
         cluster.places(plan(three_hosts()), tmp_path, only="gpu-04")
+
+
+def test_nothing_is_started_before_its_secrets_are_there(tmp_path: Path) -> None:
+    targets = cluster.places(plan(one_host()), rendered(tmp_path, "demo"))
+    with pytest.raises(UserError, match="run `python -m generator secrets` first"):
+        cluster.up(targets, Progress(Mode.QUIET))
 
 
 @pytest.mark.parametrize(("address", "local"), [("127.0.0.1", True), ("192.0.2.1", False)])
