@@ -20,6 +20,8 @@ from generator.progress import Progress
 
 REMOTE_FOLDER = "/opt/animatediff-ha"
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -l root"
+ONE_SHOT = "appliance.one-shot"
+"""Label of the services that end by themselves; any other that has ended, even with 0, is missed."""
 COPY_SECONDS = 120.0
 WAIT_SECONDS = 600
 
@@ -133,12 +135,12 @@ def _unhealthy_logs(place: Place) -> str:
 
 
 def well(container: Container) -> bool:
-    return is_well(container.state, container.health, container.exit_code)
+    return is_well(container.state, container.health, container.exit_code, one_shot=ONE_SHOT in container.labels)
 
 
-def is_well(state: str, health: str, exit_code: int) -> bool:
+def is_well(state: str, health: str, exit_code: int, *, one_shot: bool) -> bool:
     """A one-shot that ended with 0 is as well as a service that runs and answers its health check."""
-    if state == "exited":
+    if one_shot and state == "exited":
         return exit_code == 0
     return state == "running" and health in ("", "healthy")
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from generator import processes
 from generator.errors import ToolError, Unhealthy
 from generator.ops.client import Client
-from generator.ops.cluster import Place, is_well
+from generator.ops.cluster import ONE_SHOT, Place, is_well
 from generator.planned import GatewayPlan, HostPlan
 
 PS_SECONDS = 20.0
@@ -28,10 +28,11 @@ class ServiceStatus:
     health: str
     exit_code: int
     since: str
+    one_shot: bool = False
 
     @property
     def well(self) -> bool:
-        return is_well(self.state, self.health, self.exit_code)
+        return is_well(self.state, self.health, self.exit_code, one_shot=self.one_shot)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,15 @@ def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
         json.loads(listing) if listing.startswith("[") else (json.loads(line) for line in listing.splitlines() if line)
     )
     found = [
-        ServiceStatus(host, row["Service"], row["State"], row.get("Health", ""), row["ExitCode"], row.get("Status", ""))
+        ServiceStatus(
+            host,
+            row["Service"],
+            row["State"],
+            row.get("Health", ""),
+            row["ExitCode"],
+            row.get("Status", ""),
+            one_shot=f"{ONE_SHOT}=true" in row.get("Labels", "").split(","),
+        )
         for row in rows
     ]
     return sorted(found, key=lambda one: one.service)

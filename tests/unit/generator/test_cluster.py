@@ -68,20 +68,22 @@ def test_is_local(address: str, local: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "health", "exit_code", "well"),
+    ("state", "health", "exit_code", "one_shot", "well"),
     [
-        ("running", "healthy", 0, True),
-        ("running", "", 0, True),
-        ("running", "starting", 0, False),
-        ("running", "unhealthy", 0, False),
-        ("exited", "", 0, True),
-        ("exited", "", 1, False),
-        ("paused", "healthy", 0, False),
-        ("restarting", "", 0, False),
+        ("running", "healthy", 0, False, True),
+        ("running", "", 0, True, True),
+        ("running", "starting", 0, False, False),
+        ("running", "unhealthy", 0, False, False),
+        ("exited", "", 0, True, True),
+        ("exited", "", 0, False, False),
+        ("exited", "", 1, True, False),
+        ("paused", "healthy", 0, False, False),
+        ("restarting", "", 0, False, False),
     ],
 )
-def test_well(state: str, health: str, exit_code: int, well: bool) -> None:
-    found = {"Id": "1", "Name": "/x", "Config": {"Image": "i", "Labels": {}}}
+def test_well(state: str, health: str, exit_code: int, one_shot: bool, well: bool) -> None:
+    labels = {"appliance.one-shot": "true"} if one_shot else {}
+    found = {"Id": "1", "Name": "/x", "Config": {"Image": "i", "Labels": labels}}
     described = {"Status": state, "Health": {"Status": health}, "ExitCode": exit_code, "OOMKilled": False, "Pid": 0}
     assert cluster.well(parse_container({**found, "State": described})) is well
 

@@ -30,18 +30,12 @@ def test_nothing_runs() -> None:
     assert not Status((), {}, None).well
 
 
-@pytest.mark.parametrize(
-    ("state", "health", "exit_code", "well"),
-    [
-        ("running", "healthy", 0, True),
-        ("running", "starting", 0, False),
-        ("exited", "", 0, True),
-        ("exited", "", 1, False),
-    ],
-)
-def test_well(state: str, health: str, exit_code: int, well: bool) -> None:
-    service = ServiceStatus("gpu-01", "api", state, health, exit_code, "")
-    assert Status((service,), {}, None).well is well
+def test_a_service_that_ended_is_missed_and_a_one_shot_is_not() -> None:
+    ended = {**ROW, "State": "exited", "Health": ""}
+    listing = json.dumps([ended, {**ended, "Service": "init", "Labels": "a=b,appliance.one-shot=true"}])
+    assert [one.well for one in parse_ps("gpu-01", listing)] == [False, True]
+    assert not Status(tuple(parse_ps("gpu-01", listing)), {}, None).well
+    assert Status(tuple(parse_ps("gpu-01", json.dumps([ROW]))), {}, None).well
 
 
 def test_a_host_that_cannot_be_asked_is_not_well_and_is_shown() -> None:
