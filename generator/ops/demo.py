@@ -235,7 +235,7 @@ def _job_that_loses_its_worker(
         try:
             while True:
                 job = _job(client, job_id)
-                task.update(_tell(job), _step(job), job.get("progress", {}).get("total_steps") or JOB["steps"])
+                task.update(_tell(job), _step(job), JOB["steps"])
                 if job["state"] in ("dead", "cancelled"):
                     raise Unhealthy(f"job {job_id} ended {job['state']}: {job.get('error')}")
                 if job["state"] == "done":
