@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import re
+import shlex
 import shutil
 import socket
 import time
@@ -34,6 +35,7 @@ from generator.secrets import Store, lay_out
 from generator.sources import ROOT, read_sources
 
 CLUSTER_FILE = "cluster.demo.yaml"
+WORKING_DIR_LABEL = "com.docker.compose.project.working_dir"
 IMAGES = ("services", "gateway", "redis", "webui-cpu")
 JOB: Mapping[str, Any] = {
     "prompt": "a red ball bouncing on a green hill",
@@ -132,18 +134,33 @@ def run(demo: Demo, engine: Engine, progress: Progress) -> Result:
 
 
 def prepare(demo: Demo, engine: Engine) -> Plan:
-    """cluster.yaml with a port of its own, secrets and the rendered folder. An earlier demo keeps its address."""
-    if not demo.cluster_file.exists():
-        demo.cluster_file.write_text((ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8"), encoding="utf-8")
-    project = demo.plan().cluster.name
-    if not any(one.service == "gateway" and one.state == "running" for one in engine.containers(project)):
-        text = demo.cluster_file.read_text(encoding="utf-8")
-        demo.cluster_file.write_text(with_free_port(text), encoding="utf-8")
+    """cluster.yaml with a port of its own, secrets and the rendered folder. A demo that runs keeps its address."""
+    text = (ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8")
+    project = plan(load(ROOT / "config" / CLUSTER_FILE).cluster).cluster.name
+    containers = engine.containers(project)
+    _refuse_another(demo, project, {one.labels.get(WORKING_DIR_LABEL, "") for one in containers})
+    if demo.cluster_file.exists() and any(one.service == "gateway" and one.state == "running" for one in containers):
+        port = _PORT.search(demo.cluster_file.read_text(encoding="utf-8"))
+        text = _PORT.sub(port[0], text, count=1) if port else text
+    else:
+        text = with_free_port(text)
+    demo.cluster_file.write_text(text, encoding="utf-8")
     the_plan = demo.plan()
     demo.store.create_missing(("localhost", "127.0.0.1"), tls=False)
     tree.write(demo.out, render(the_plan, read_sources()))
     lay_out(the_plan, demo.out, demo.store.read())
     return the_plan
+
+
+def _refuse_another(demo: Demo, project: str, folders: set[str]) -> None:
+    """Two demos would share one compose project and pull each other's containers away."""
+    for folder in sorted(folders):
+        owner = Path(folder).parent.parent
+        if owner != demo.folder:
+            remedy = f"`python -m generator demo down --dir {shlex.quote(str(owner))}`"
+            if not owner.exists():
+                remedy = f"its folder is gone: `docker compose --project-name {project} down --volumes`"
+            raise UserError(f"a demo runs from {owner} already; remove it first: {remedy}")
 
 
 def _examine(engine: Engine, progress: Progress) -> None:

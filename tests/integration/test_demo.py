@@ -71,6 +71,12 @@ def test_the_demo_ends_with_a_playable_video_twice(folder: Path) -> None:
     assert os.stat(folder / "secrets/api_key").st_mode & 0o777 == 0o600
 
 
+def test_a_second_demo_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
+    result = generator("demo", "--dir", str(tmp_path / "other"))
+    assert result.returncode == 1
+    assert f"demo down --dir {folder}" in result.stderr
+
+
 def test_status_is_well_and_says_so_to_programs(folder: Path) -> None:
     result = generator("status", str(folder / "cluster.yaml"), "--out", str(folder / "rendered"), "--json")
     assert result.returncode == 0, result.stdout
