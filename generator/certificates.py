@@ -24,6 +24,7 @@ def make_authority() -> tuple[bytes, bytes]:
         _builder(name, name, key.public_key(), AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
@@ -42,6 +43,9 @@ def make_server(authority_key: bytes, authority_certificate: bytes, names: tuple
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        # Strict clients (Python 3.13 by default) refuse a certificate without it: RFC 5280, section 4.2.1.1.
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )
     return _pem(key), certificate.public_bytes(serialization.Encoding.PEM) + authority_certificate

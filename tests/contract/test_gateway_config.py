@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from generator.certificates import make_authority, make_server
 from generator.plan import plan
@@ -92,6 +93,16 @@ def test_nginx_refuses_a_broken_one(images: str, tmp_path: Path) -> None:
     result = nginx_test(images, replace(the_plan, hosts=(broken,)), tmp_path)
     assert result.returncode != 0
     assert "nonsense" in result.stderr
+
+
+def test_a_full_tmp_leaves_nginx_its_memory() -> None:
+    """/tmp holds request bodies and counts as the container's memory: reaching the limit would kill nginx."""
+    the_plan = gateway_plan()
+    compose = render_host(the_plan.cluster, the_plan.hosts[0], read_sources())["compose.yaml"]
+    service = yaml.safe_load(compose)["services"]["gateway"]
+    (tmp,) = service["tmpfs"]
+    size = int(tmp.partition("size=")[2].removesuffix("m"))
+    assert 2 * size <= int(service["deploy"]["resources"]["limits"]["memory"].removesuffix("m"))
 
 
 def test_a_post_is_never_marked_safe_to_repeat(tmp_path: Path) -> None:

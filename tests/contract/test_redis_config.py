@@ -167,6 +167,17 @@ def test_data_survive_a_kill(machines: Machines, demo: str) -> None:
     assert machines.cli(demo, "get", "{q}:a") == "kept"
 
 
+def test_a_configuration_lost_in_a_crash_of_the_host_is_made_again(machines: Machines, demo: str) -> None:
+    """A file system may keep the name of a file and lose its content: Redis would start empty and without users."""
+    assert machines.cli(demo, "set", "{q}:a", "kept") == "OK"
+    must("stop", "-t", "5", demo)
+    must("run", "--rm", "--volumes-from", demo, "--entrypoint", "bash", machines.image, "-c", ": > /data/redis.conf")
+    must("start", demo)
+    machines.wait_healthy(demo, "server")
+    assert "NOAUTH" in machines.cli(demo, "ping", user=None)
+    assert machines.cli(demo, "get", "{q}:a") == "kept"
+
+
 def master_of(machines: Machines, sentinel: str) -> str:
     return machines.cli(sentinel, "sentinel", "get-master-addr-by-name", "queue").split("\n")[0]
 

@@ -133,6 +133,10 @@ class Upstream:
             self.process.wait()
             self.process = None
 
+    def listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def seen(self) -> dict[str, int]:
         answer: dict[str, int] = httpx.get(f"http://127.0.0.1:{self.port}/seen", timeout=2).json()
         return answer
@@ -269,6 +273,8 @@ def setup(shared: Setup) -> Setup:
     for upstream in shared.upstreams.values():
         if upstream.process is None or upstream.process.poll() is not None:
             upstream.start()
+    for upstream in shared.upstreams.values():  # the pools may not have noticed yet that one was gone
+        wait_for(upstream.name, upstream.listens, shared.logs)
     if shared.controller is None:
         shared.start_controller(APPLIANCE_PROBE_TIMEOUT_SECONDS="0.2")
     shared.wait_for_all()
@@ -517,7 +523,7 @@ def test_submissions_are_limited_per_key(setup: Setup) -> None:
 def test_large_bodies_and_broken_requests_get_problems(setup: Setup) -> None:
     large = httpx.post(setup.base + "/api/v1/jobs", content=b"x" * (MEBIBYTE + 1), headers={"X-Api-Key": "large"})
     assert (large.status_code, large.json()["type"]) == (413, "body-too-large")
-    taken = httpx.post(setup.base + "/api/v1/other", content=b"x" * MEBIBYTE)
+    taken = httpx.post(setup.base + "/api/v1/other", content=b"x" * MEBIBYTE, headers=KEY)
     assert taken.json()["bytes"] == MEBIBYTE
     host, _, port = setup.base.removeprefix("http://").partition(":")
     for request, status in ((b"nonsense\r\n\r\n", b"400"), (b"GET / HTTP/1.1\r\n\r\n", b"400"),

@@ -4,6 +4,7 @@ import hashlib
 import os
 import ssl
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,23 @@ def test_the_certificate_is_for_every_name_and_verifies(tmp_path: Path) -> None:
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["192.168.1.10"]
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "secrets/tls.crt", tmp_path / "secrets/tls.key")
+
+
+def test_a_strict_client_accepts_the_certificate(tmp_path: Path) -> None:
+    """As Python 3.13 does by default: it insists on the key identifiers of RFC 5280."""
+    values = store(tmp_path).read()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "secrets/tls.crt", tmp_path / "secrets/tls.key")
+    client = ssl.create_default_context(cadata=(tmp_path / "secrets/ca.crt").read_text())
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(back, there, server_hostname="video.example.lan")
+    answering = server.wrap_bio(there, back, server_side=True)
+    for side in (asking, answering, asking, answering):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert asking.version() == "TLSv1.3"
+    assert values["tls.crt"].endswith((tmp_path / "secrets/ca.crt").read_bytes())
 
 
 def test_another_authority_does_not_verify(tmp_path: Path) -> None:

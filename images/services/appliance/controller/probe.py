@@ -133,6 +133,6 @@ def _fault(pool: str, answer: Answer) -> str | None:
         return None
     try:
         status = json.loads(answer.body)["status"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return f"{_PATHS[pool]} answered no status"
     return None if status == "ok" else f"{_PATHS[pool]} answered status {status!r}"

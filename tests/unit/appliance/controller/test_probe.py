@@ -56,6 +56,8 @@ async def test_answers_are_judged() -> None:
     assert await outcome(ping("draining")) == "/internal/ping answered status 'draining'"
     assert await outcome(b"HTTP/1.1 503 No\r\n\r\n") == "/internal/ping answered 503"
     assert await outcome(b"SSH-2.0\r\n") is not None
+    deep = b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 60_000
+    assert await outcome(deep) == "/internal/ping answered no status"
     assert await outcome(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000) is not None
 
 
