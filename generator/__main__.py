@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -17,7 +18,9 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 def main() -> int:
     try:
         # Not standalone: a wrong word on the command line would end with 2, which means drift here.
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return code
     except _UsageError as error:
         error.show()  # type: ignore[attr-defined]
         return UserError.exit_code
@@ -28,6 +31,8 @@ def main() -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        # The reader has seen enough (`| head`). Python's own flush at the end must not stumble over it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception:
         traceback.print_exc()

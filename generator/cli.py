@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +70,7 @@ def init(
 ) -> None:
     """Write a commented cluster.yaml to start from."""
     init_ops.init(file, force=force)
-    console.print(f"{file} written: change the hosts, then run `python -m generator check {file}`")
+    _say(f"{file} written: change the hosts, then run `python -m generator check {shlex.quote(str(file))}`")
 
 
 @app.command()
@@ -77,10 +78,9 @@ def check(file: File = DEFAULT_FILE) -> None:
     """Report every problem in cluster.yaml at once, as file:line: path: value: what to do."""
     the_plan = _plan(file)
     for notice in the_plan.notices:
-        console.print(f"note: {notice}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{file}: {len(the_plan.hosts)} hosts, {sum(len(h.workers) for h in the_plan.hosts)} workers: no problem"
-    )
+        _say(f"note: {notice}")
+    workers = sum(len(host.workers) for host in the_plan.hosts)
+    _say(f"{file}: {len(the_plan.hosts)} hosts, {workers} workers: no problem")
 
 
 @app.command()
@@ -94,7 +94,7 @@ def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     for notice in the_plan.notices:
         progress.warn(notice)
     for change in changes:
-        console.print(f"{change.kind.value:>8} {out / change.path}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"{change.kind.value:>8} {out / change.path}")
 
 
 @app.command()
@@ -106,7 +106,7 @@ def diff(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT, as_json: Json = Fals
     else:
         for change in changes:
             for line in change.lines():
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                _say(line)
     if changes:
         raise typer.Exit(Unhealthy.exit_code)
 
@@ -116,11 +116,13 @@ def secrets(
     context: typer.Context, file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE, out: Out = DEFAULT_OUT
 ) -> None:
     """Make what is missing, beside cluster.yaml, and lay it out in every rendered folder for the containers' user."""
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+    else:
         the_plan = _plan(file)
         made = _store(file).create_missing(_server_names(the_plan), tls=_own_tls(the_plan))
         lay_out(the_plan, out, _store(file).read())
-        console.print(f"made {', '.join(made)}" if made else "all secrets exist")
+        _say(f"made {', '.join(made)}" if made else "all secrets exist")
 
 
 @secrets_app.command()
@@ -129,7 +131,7 @@ def rotate(name: str, file: Annotated[Path, typer.Option("--file")] = DEFAULT_FI
     the_plan = _plan(file)
     _store(file).rotate(name)
     lay_out(the_plan, out, _store(file).read())
-    console.print(f"{name} replaced; services read it when they start: `python -m generator up --recreate`")
+    _say(f"{name} replaced; services read it when they start: `python -m generator up --recreate`")
 
 
 @app.command()
@@ -253,6 +255,7 @@ def demo(
 ) -> None:
     """Bring a cluster up on this machine, kill the worker that holds a job, and get the video all the same."""
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
         return
     progress = Progress(Mode.JSON if as_json else Mode.AUTO)
     engine = ensure_engine(install=install, progress=progress)
@@ -261,7 +264,7 @@ def demo(
     if as_json:
         print(json.dumps(result.as_dict()))
     else:
-        console.print(demo_ops.table(result, keep=keep))
+        _say(demo_ops.summary(result, folder, keep=keep))
     if not keep:
         demo_ops.stop(the_demo, progress)
 
@@ -270,6 +273,20 @@ def demo(
 def demo_down(folder: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = DEFAULT_DEMO) -> None:
     """Remove the demo: containers, networks, volumes, secrets and videos. The images stay."""
     demo_ops.remove(demo_ops.Demo(folder.resolve()), Progress())
+
+
+def _say(text: str) -> None:
+    """A line as it is: a path may hold brackets, and a program that reads it wants no line breaks."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """`demo --dir X down` would go on with the default folder, and remove another demo than the one named."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [f"--{name.replace('_', '-')}" for name, source in sources.items() if source and source.name != "DEFAULT"]
+    if given:
+        command = f"{context.info_name} {context.invoked_subcommand}"
+        raise UserError(f"{given[0].replace('--folder', '--dir')}: options go behind the command: `{command} …`")
 
 
 def _plan(file: Path) -> Plan:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -41,11 +43,11 @@ def run(
         try:
             out, err = process.communicate(given, timeout)
         except subprocess.TimeoutExpired as error:
-            process.kill()
+            kill_tree(process.pid)
             said = process.communicate()[1].decode(errors="replace")
             raise ToolError(argv, None, said, f"it had {timeout:.0f} s") from error
         except BaseException:
-            process.kill()
+            kill_tree(process.pid)
             raise
     if process.returncode != 0:
         said = err.decode(errors="replace")
@@ -100,7 +102,7 @@ def stream(
 def _alarm(process: subprocess.Popen[str], seconds: float | None, late: threading.Event) -> threading.Timer:
     def ring() -> None:
         late.set()
-        process.kill()
+        kill_tree(process.pid)
 
     timer = threading.Timer(seconds or 0.0, ring)
     timer.daemon = True
@@ -118,8 +120,23 @@ def _stop(process: subprocess.Popen[str]) -> None:
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
+        kill_tree(process.pid)
         process.wait()
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a program and all it started: a child that lives on keeps our end of the pipe open, and us waiting.
+
+    Not a process group of its own: Ctrl-C must reach the children too.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no more
+    with suppress(OSError):
+        for listing in Path("/proc", str(pid), "task").glob("*/children"):
+            for child in listing.read_text().split():
+                kill_tree(int(child))
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str] | None:

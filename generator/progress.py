@@ -85,7 +85,8 @@ class Progress:
         try:
             yield task
         except BaseException as error:
-            task.fail((str(error).splitlines() or [type(error).__name__])[0])
+            interrupted = isinstance(error, KeyboardInterrupt)
+            task.fail("interrupted" if interrupted else (str(error).splitlines() or [type(error).__name__])[0])
             raise
         if not task.ended:
             task.finish("done")

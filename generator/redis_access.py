@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 
+# Redis 8.0 reads its append-only file as the default user and drops every transaction that user may not execute: a
+# restart would lose what the queue's scripts wrote. So it may do what `appliance` may; being off, nobody can be it.
 _REDIS_USERS = """\
-user default reset off
+user default reset off ~{{q}}:* &{{q}}:* +@all -@admin -@dangerous
 user appliance on #{appliance} ~{{q}}:* &{{q}}:* +@all -@admin -@dangerous +info +role
 user replica on #{replica} +psync +replconf +ping
 user sentinel on #{sentinel} &* +multi +slaveof +ping +exec +subscribe +config|rewrite +role +publish +info \

@@ -22,5 +22,5 @@ def _texts(folder: Path, pattern: str) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8")
         for path in sorted(folder.glob(pattern))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")  # an editor's swap file
     }

@@ -26,6 +26,8 @@ from generator.errors import UserError
 HISTORY = ".history"
 KEPT_RENDERS = 5
 _LOCK = ".lock"
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+"""Whatever the umask: the containers' user reads these files, and none of them is a secret."""
 _TEMPORARY = ".render-tmp"
 
 
@@ -82,6 +84,7 @@ def write(out: Path, trees: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[C
                 raise
             _remember(out / HISTORY, staged, changed=bool(changes))
             _put_in_place(out, changes, temporaries)
+            _open_up(out)
     return changes
 
 
@@ -146,6 +149,22 @@ def _put_in_place(out: Path, changes: list[Change], temporaries: list[Path]) -> 
         if change.kind is Kind.REMOVED:
             (out / change.path).unlink(missing_ok=True)
             _remove_empty_parents((out / change.path).parent, out)
+
+
+def _open_up(out: Path) -> None:
+    """Also what an earlier render left closed: a change of mode alone is none of content."""
+    for host, paths in _remembered(out).items():
+        places = {out / host / path for path in paths}
+        for folder in {folder for place in places for folder in place.parents if out / host in folder.parents}:
+            _set_mode(folder, _FOLDER_MODE)
+        for place in places:
+            _set_mode(place, _FILE_MODE)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with suppress(FileNotFoundError):
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
 
 
 def _remember(history: Path, staged: Path, *, changed: bool) -> None:

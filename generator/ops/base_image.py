@@ -95,7 +95,7 @@ def image_sources(suite: str, machine: Sequence[apt.Source], mirror: str | None)
     if not mirror:
         raise UserError(
             f"no registry answers and this machine's apt sources name no Debian mirror to bootstrap {suite} from; "
-            "give one with --mirror URL or APT_MIRROR, or load the images from a bundle"
+            "give one with --mirror URL or APT_MIRROR"
         )
     mirror = mirror.rstrip("/")
     secure = next((one.uri for one in machine if any(name.endswith("-security") for name in one.suites)), "")

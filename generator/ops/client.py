@@ -73,8 +73,16 @@ class Client:
 
     def download(self, job_id: str, target: Path) -> str:
         """Write the job's video to `target` (whole or not at all) and return its sha256 in hex."""
-        digest = hashlib.sha256()
         temporary = target.with_name(target.name + ".part")
+        try:
+            sha256 = self._download(job_id, temporary)
+        except httpx.TransportError as error:
+            raise Unhealthy(f"{self.url}: the video of job {job_id} did not arrive: {error}") from error
+        temporary.replace(target)
+        return sha256
+
+    def _download(self, job_id: str, temporary: Path) -> str:
+        digest = hashlib.sha256()
         with self._http.stream("GET", f"/api/v1/jobs/{job_id}/result") as answer, temporary.open("wb") as file:
             if answer.status_code != httpx.codes.OK:
                 answer.read()
@@ -82,7 +90,6 @@ class Client:
             for chunk in answer.iter_bytes(CHUNK_BYTES):
                 digest.update(chunk)
                 file.write(chunk)
-        temporary.replace(target)
         return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from generator import processes
@@ -19,11 +20,13 @@ from generator.planned import HostPlan, Plan
 from generator.progress import Progress
 
 REMOTE_FOLDER = "/opt/animatediff-ha"
-SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -l root"
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -l root"
 ONE_SHOT = "appliance.one-shot"
 """Label of the services that end by themselves; any other that has ended, even with 0, is missed."""
 COPY_SECONDS = 120.0
 WAIT_SECONDS = 600
+PULL_SECONDS = 3600
+"""Images of some gigabytes through a slow line."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Place:
     host: HostPlan
     folder: Path
     ssh: tuple[str, ...]
+    stop_grace_seconds: int
 
     @property
     def remote_folder(self) -> str:
@@ -71,18 +75,23 @@ def places(plan: Plan, out: Path, *, only: str | None = None, ssh: str = SSH) ->
             if not (folder / "compose.yaml").is_file():
                 raise UserError(f"{folder} has not been rendered; run `python -m generator render` first")
             reach = () if is_local(host.address) else (*shlex.split(ssh), host.address)
-            found.append(Place(plan.cluster.name, host, folder.resolve(), reach))
+            found.append(Place(plan.cluster.name, host, folder.resolve(), reach, plan.cluster.stop_grace_seconds))
     return found
 
 
 def is_local(address: str) -> bool:
-    """Whether this machine owns `address`: only then can a socket be bound to it."""
+    """Whether this machine owns `address`: then it is also the one it would speak to it from. Nothing is sent.
+
+    Binding would not tell: a gateway with net.ipv4.ip_nonlocal_bind may bind every address.
+    """
+    if IPv4Address(address).is_loopback:
+        return True
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((address, 0))
+            probe.connect((address, 9))
         except OSError:
             return False
-    return True
+        return str(probe.getsockname()[0]) == address
 
 
 def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) -> None:
@@ -98,7 +107,7 @@ def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) 
             if pipeline is not None:
                 task.update("copying")
                 processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
-            _compose(place, ["up", *options], task.update)
+            _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS)
             task.finish("healthy")
 
 
@@ -107,13 +116,14 @@ def down(targets: Sequence[Place], progress: Progress, *, volumes: bool) -> None
     for place in targets:
         with progress.task(f"down {place.host.name}") as task:
             options = ["--volumes"] if volumes else []
-            _compose(place, ["down", "--remove-orphans", *options], task.update)
+            _compose(place, ["down", "--remove-orphans", *options], task.update, WAIT_SECONDS)
             task.finish("removed")
 
 
-def _compose(place: Place, args: Sequence[str], on_line: Callable[[str], None]) -> None:
+def _compose(place: Place, args: Sequence[str], on_line: Callable[[str], None], seconds: float) -> None:
+    """`seconds` for the work itself; running jobs are given their time to end on top."""
     try:
-        for line in processes.stream(place.compose(*args)):
+        for line in processes.stream(place.compose(*args), timeout=seconds + place.stop_grace_seconds):
             if line.strip():
                 on_line(line.strip())
     except ToolError as error:

@@ -7,16 +7,11 @@ import re
 import shlex
 import shutil
 import socket
-import time
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import httpx
-from rich.table import Table
 
 from generator import tree
 from generator.checks import check
@@ -27,40 +22,18 @@ from generator.ops import cluster, doctor
 from generator.ops.client import Client
 from generator.ops.images import build_images
 from generator.ops.status import gateway_url
+from generator.ops.takeover import Recovery, job_that_loses_its_worker
 from generator.plan import plan
 from generator.planned import Plan
 from generator.progress import Progress
-from generator.render import render
+from generator.render import COMPOSE_FILE, render
 from generator.secrets import Store, lay_out
 from generator.sources import ROOT, read_sources
 
 CLUSTER_FILE = "cluster.demo.yaml"
 WORKING_DIR_LABEL = "com.docker.compose.project.working_dir"
 IMAGES = ("services", "gateway", "redis", "webui-cpu")
-JOB: Mapping[str, Any] = {
-    "prompt": "a red ball bouncing on a green hill",
-    "width": 128,
-    "height": 128,
-    "frames": 16,
-    "fps": 8,
-    "steps": 24,
-    "seed": 7,
-    "format": "mp4",
-}
-KILL_AT_STEP = 6
 READY_SECONDS = 120.0
-JOB_SECONDS = 300.0
-RECOVERY_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What the death of a worker cost; seconds from the kill to the first step on another worker."""
-
-    killed: str
-    killed_at_step: int
-    taken_over_by: str
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -90,15 +63,30 @@ class Demo:
     def out(self) -> Path:
         return self.folder / "rendered"
 
+    @property
+    def videos(self) -> Path:
+        return self.folder / "videos"
+
+    @property
+    def lock(self) -> Path:
+        """Also what tells a demo's folder from any other."""
+        return self.folder / ".demo-lock"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One demo at a time in one folder: two would kill each other's workers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        """One demo at a time in one folder, and only in one of its own: what lies there is overwritten and removed."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.lock.exists() and any(self.folder.iterdir()):
+                raise UserError(f"{self.folder} holds what is not the demo's; name a new folder with --dir")
+            file = self.lock.open("w")
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror}; name another folder with --dir") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{self.folder}: another demo is running here; wait for it or use --dir") from None
+                raise UserError(f"{self.folder}: another demo is at work here; wait for it to end") from None
             yield
 
     @property
@@ -124,8 +112,8 @@ def run(demo: Demo, engine: Engine, progress: Progress) -> Result:
         url, key = _url(the_plan), demo.store.read()["api_key"].decode()
         with Client(url, key) as client:
             client.wait_ready(READY_SECONDS, describe=lambda: _describe(engine, the_plan.cluster.name))
-            job, recovery = _job_that_loses_its_worker(client, engine, the_plan, progress)
-            video = demo.folder / "videos" / f"{job['id']}.mp4"
+            job, recovery = job_that_loses_its_worker(client, engine, the_plan, progress)
+            video = demo.videos / f"{job['id']}.mp4"
             video.parent.mkdir(exist_ok=True)
             sha256 = client.download(job["id"], video)
         _compare(job, sha256)
@@ -165,7 +153,7 @@ def _refuse_another(demo: Demo, project: str, folders: set[str]) -> None:
 
 def _examine(engine: Engine, progress: Progress) -> None:
     """What would only show after minutes of building is said at once."""
-    checks = doctor.run_checks(engine, ports=())
+    checks = doctor.run_checks(engine, ports=(), gpus=False)
     for one in checks:
         if one.verdict == "warn":
             progress.warn(f"{one.name}: {one.found}: {one.hint}")
@@ -174,19 +162,21 @@ def _examine(engine: Engine, progress: Progress) -> None:
         raise UserError([Problem(hint=line) for line in failed])
 
 
-def table(result: Result, *, keep: bool) -> Table:
-    rows = Table(show_header=False, title="the demo worked")
-    rows.add_row("video", result.video)
-    rows.add_row(
-        "recovery",
-        f"{result.recovery.seconds:.2f} s from kill -9 of {result.recovery.killed}"
-        f" (step {result.recovery.killed_at_step}) to the first step on {result.recovery.taken_over_by}",
-    )
-    rows.add_row("address", result.url)
-    rows.add_row("api key", result.key)
-    rows.add_row("try", f"curl -H 'Authorization: Bearer {result.key}' {result.url}/api/v1/cluster")
-    rows.add_row("then", "`python -m generator demo down` removes all of it" if keep else "stopped, as --no-keep asked")
-    return rows
+def summary(result: Result, folder: Path, *, keep: bool) -> str:
+    """Plain lines, however narrow the terminal is: a path, a key and a command are there to be copied."""
+    lost = result.recovery
+    rows = {
+        "video": result.video,
+        "recovery": f"{lost.seconds:.2f} s from kill -9 of {lost.killed} (step {lost.killed_at_step})"
+        f" to the first step on {lost.taken_over_by}",
+        "address": result.url,
+        "api key": result.key,
+        "try": f"curl -H 'Authorization: Bearer {result.key}' {result.url}/api/v1/cluster",
+        "then": f"`python -m generator demo down --dir {shlex.quote(str(folder))}` removes it"
+        if keep
+        else "stopped, as --no-keep asked",
+    }
+    return "\n".join(["the demo worked", *(f"  {name:<9} {text}" for name, text in rows.items())])
 
 
 def stop(demo: Demo, progress: Progress) -> None:
@@ -195,10 +185,25 @@ def stop(demo: Demo, progress: Progress) -> None:
 
 
 def remove(demo: Demo, progress: Progress) -> None:
-    """Containers, networks, volumes and the demo's folder; the images stay."""
-    if demo.cluster_file.exists():
-        stop(demo, progress)
-    shutil.rmtree(demo.folder, ignore_errors=True)
+    """Containers, networks, volumes and what the demo wrote into its folder; the images stay."""
+    if not demo.folder.exists():
+        progress.say(f"{demo.folder}: no demo is here")
+        return
+    with demo.locked():
+        # Where nothing is rendered it was interrupted before anything could start.
+        if any(demo.out.glob(f"*/{COMPOSE_FILE}")):
+            stop(demo, progress)
+        try:
+            for folder in (demo.out, demo.store.folder, demo.videos):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            demo.cluster_file.unlink(missing_ok=True)
+            demo.lock.unlink()
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; run this as root") from error
+    # Whatever else a person has put there stays.
+    with suppress(OSError):
+        demo.folder.rmdir()
 
 
 def _url(the_plan: Plan) -> str:
@@ -210,7 +215,7 @@ def _url(the_plan: Plan) -> str:
 
 def free_port(wanted: int) -> int:
     """`wanted`, or the next port above it that nobody listens on."""
-    for port in range(wanted, wanted + 100):
+    for port in range(wanted, min(wanted + 100, 1 << 16)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -239,76 +244,6 @@ def _wait_until_whole(engine: Engine, project: str, progress: Progress) -> None:
 
 def _describe(engine: Engine, project: str) -> str:
     return "\n".join(f"{one.service}: {one.state} {one.health}" for one in engine.containers(project))
-
-
-def _job_that_loses_its_worker(
-    client: Client, engine: Engine, the_plan: Plan, progress: Progress
-) -> tuple[dict[str, Any], Recovery]:
-    with progress.task("job") as task:
-        job_id = client.submit(JOB, idempotency_key=str(uuid.uuid4()))
-        deadline = time.monotonic() + JOB_SECONDS
-        recovery: Recovery | None = None
-        victims: list[str] = []
-        try:
-            while True:
-                job = _job(client, job_id)
-                task.update(_tell(job), _step(job), JOB["steps"])
-                if job["state"] in ("dead", "cancelled"):
-                    raise Unhealthy(f"job {job_id} ended {job['state']}: {job.get('error')}")
-                if job["state"] == "done":
-                    break
-                if recovery is None and job["state"] == "running" and _step(job) >= KILL_AT_STEP:
-                    victims = _containers_of(engine, the_plan, job["worker"])
-                    recovery = _kill(client, engine, job, victims, progress)
-                if time.monotonic() > deadline:
-                    raise Unhealthy(f"job {job_id} was not done within {JOB_SECONDS:.0f} s: {_tell(job)}")
-                time.sleep(0.1)
-        finally:
-            if victims:
-                engine.start(*victims)
-        if recovery is None:
-            raise Unhealthy(f"job {job_id} was done before its worker could be killed: nothing was shown")
-        task.finish(f"done on {job['worker']} after its first worker {recovery.killed} was killed")
-    return job, recovery
-
-
-def _kill(client: Client, engine: Engine, job: Mapping[str, Any], victims: list[str], progress: Progress) -> Recovery:
-    """Kill -9 agent and webui together, then wait until another worker has made a step."""
-    progress.say(f"killing {job['worker']} at step {_step(job)} (kill -9 of its webui and its agent)")
-    engine.kill(*victims)
-    killed = time.monotonic()
-    while True:
-        now = _job(client, job["id"])
-        if now["state"] == "done" or (now["state"] == "running" and now["fence"] != job["fence"] and _step(now) > 0):
-            seconds = time.monotonic() - killed
-            return Recovery(job["worker"], _step(job), now["worker"], round(seconds, 2))
-        if time.monotonic() - killed > RECOVERY_SECONDS:
-            raise Unhealthy(f"job {job['id']} was not taken over within {RECOVERY_SECONDS:.0f} s: {_tell(now)}")
-        time.sleep(0.05)
-
-
-def _job(client: Client, job_id: str) -> dict[str, Any]:
-    """The job; a gateway or api that hiccups for a moment is asked again."""
-    for _ in range(50):
-        try:
-            return client.job(job_id)
-        except (httpx.TransportError, Unhealthy):
-            time.sleep(0.1)
-    return client.job(job_id)
-
-
-def _containers_of(engine: Engine, the_plan: Plan, worker: str) -> list[str]:
-    pair = next(w for host in the_plan.hosts for w in host.workers if w.worker == worker)
-    containers = engine.containers(the_plan.cluster.name)
-    return [one.id for one in containers if one.service in (pair.agent, pair.webui)]
-
-
-def _step(job: Mapping[str, Any]) -> int:
-    return int((job.get("progress") or {}).get("step") or 0)
-
-
-def _tell(job: Mapping[str, Any]) -> str:
-    return f"{job['state']} on {job['worker']} step {_step(job)}" if job.get("worker") else str(job["state"])
 
 
 def _compare(job: Mapping[str, Any], sha256: str) -> None:

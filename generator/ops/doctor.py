@@ -37,7 +37,7 @@ class Check:
     """What to do; empty when all is well."""
 
 
-def run_checks(engine: Engine | None = None, *, ports: Sequence[int] = (80, 443)) -> list[Check]:
+def run_checks(engine: Engine | None = None, *, ports: Sequence[int] = (80, 443), gpus: bool = True) -> list[Check]:
     """Everything, in the order in which one would put it right. `ports` are those the gateway is to bind."""
     engine = engine or Engine()
     return [
@@ -48,7 +48,7 @@ def run_checks(engine: Engine | None = None, *, ports: Sequence[int] = (80, 443)
         check_cpus(len(os.sched_getaffinity(0))),
         check_base_source(shutil.which("debootstrap") is not None, shutil.which("apt-get") is not None),
         *(check_port(port, _port_free(port)) for port in ports),
-        *_gpu_checks(engine),
+        *(_gpu_checks(engine) if gpus else ()),
         check_clock(_clock_synchronised()),
     ]
 

@@ -95,7 +95,7 @@ def _choose_torch(engine: Engine, names: Sequence[str], option: str, index: str 
 def check_contexts(plan: Sequence[Build]) -> None:
     gone = sorted({str(build.dockerfile) for build in plan if not build.dockerfile.is_file()})
     if gone:
-        raise UserError(f"{', '.join(gone)}: missing; run this in the appliance's own folder or name it with --root")
+        raise UserError(f"{', '.join(gone)}: missing; the checkout is not whole, put it back with `git restore images`")
 
 
 class _Runner:

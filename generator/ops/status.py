@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.table import Table
+import yaml
+from rich.markup import escape
+from rich.table import Column, Table
 
 from generator import processes
 from generator.errors import ToolError, Unhealthy
 from generator.ops.client import Client
 from generator.ops.cluster import ONE_SHOT, Place, is_well
 from generator.planned import GatewayPlan, HostPlan
+from generator.render import COMPOSE_FILE
 
 PS_SECONDS = 20.0
 
@@ -61,8 +64,16 @@ def status(places: Sequence[Place], key: str | None, authority: Path | None = No
         except ToolError as error:
             unreachable[place.host.name] = str(error)
         else:
-            services += parse_ps(place.host.name, listing)
+            there = parse_ps(place.host.name, listing)
+            services += [*there, *missing(place, there)]
     return Status(tuple(services), unreachable, _ask(places, key, authority) if key else None)
+
+
+def missing(place: Place, there: Sequence[ServiceStatus]) -> list[ServiceStatus]:
+    """What was rendered for a host and has no container: never started, removed, or new since the last `up`."""
+    rendered = yaml.safe_load((place.folder / COMPOSE_FILE).read_bytes()) or {}
+    names = rendered.get("services", {}).keys() - {one.service for one in there}
+    return [ServiceStatus(place.host.name, name, "missing", "", 0, "run `up`") for name in sorted(names)]
 
 
 def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
@@ -104,10 +115,11 @@ def gateway_url(host: HostPlan, gateway: GatewayPlan) -> str:
 
 
 def table(result: Status) -> Table:
-    rows = Table("host", "service", "state", "health", "since", title="services")
+    columns = [Column(name, overflow="fold") for name in ("host", "service", "state", "health", "since")]
+    rows = Table(*columns, box=None, pad_edge=False)
     for one in result.services:
         colour = "green" if one.well else "red"
         rows.add_row(one.host, one.service, f"[{colour}]{one.state}[/]", one.health, one.since)
     for host, why in result.unreachable.items():
-        rows.add_row(host, "?", "[red]unreachable[/]", "", why.splitlines()[-1])
+        rows.add_row(host, "?", "[red]unreachable[/]", "", escape(why.splitlines()[-1]))
     return rows

@@ -160,11 +160,14 @@ def test_a_single_redis_answers_only_with_the_password(machines: Machines, demo:
 
 def test_data_survive_a_kill(machines: Machines, demo: str) -> None:
     machines.cli(demo, "set", "{q}:a", "kept")
+    # What a script writes goes into the file as a transaction.
+    script = "redis.call('SET', KEYS[1], ARGV[1]) return redis.call('SET', KEYS[2], ARGV[1])"
+    assert machines.cli(demo, "eval", script, "2", "{q}:b", "{q}:c", "kept") == "OK"
     time.sleep(1.2)  # everysec
     must("kill", demo)
     must("start", demo)
     machines.wait_healthy(demo, "server")
-    assert machines.cli(demo, "get", "{q}:a") == "kept"
+    assert [machines.cli(demo, "get", f"{{q}}:{name}") for name in "abc"] == ["kept"] * 3
 
 
 def test_a_configuration_lost_in_a_crash_of_the_host_is_made_again(machines: Machines, demo: str) -> None:

@@ -90,3 +90,11 @@ def test_a_download_is_whole_or_not_there(gateway: tuple[type[Gateway], Client],
 def test_waiting_has_a_deadline_and_shows_the_state() -> None:
     with Client("http://127.0.0.1:9", "key") as client, pytest.raises(Unhealthy, match="webui-0: starting"):
         client.wait_ready(0.3, describe=lambda: "webui-0: starting")
+
+
+def test_a_download_that_breaks_off_is_told(gateway: tuple[type[Gateway], Client], tmp_path: Path) -> None:
+    handler, client = gateway
+    handler.answers[:] = [(0, b"")]
+    with pytest.raises(Unhealthy, match="did not arrive"):
+        client.download("one", tmp_path / "one.mp4")
+    assert not (tmp_path / "one.mp4").exists()

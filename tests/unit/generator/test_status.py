@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from generator.ops.status import ServiceStatus, Status, gateway_url, parse_ps, table
+from generator.ops.cluster import places
+from generator.ops.status import ServiceStatus, Status, gateway_url, missing, parse_ps, table
 from generator.plan import plan
 from tests.unit.generator.clusters import one_host, three_hosts
 
@@ -54,3 +56,25 @@ def test_where_a_gateway_is_asked() -> None:
     assert secure.gateway is not None
     assert gateway_url(plain, plain.gateway) == "http://127.0.0.1:80"
     assert gateway_url(secure, secure.gateway) == "https://192.168.1.10:443"
+
+
+def test_what_was_rendered_and_never_started_is_missed(tmp_path: Path) -> None:
+    """Of a host where nothing runs, compose lists nothing; the other hosts' health says nothing about it."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/compose.yaml").write_text("services: {api: {}, redis: {}}")
+    (place,) = places(plan(one_host()), tmp_path)
+    running = parse_ps("demo", json.dumps(ROW))
+    assert [(one.service, one.well) for one in missing(place, running)] == [("redis", False)]
+    assert not Status((*running, *missing(place, running)), {}, None).well
+
+
+def test_brackets_in_an_error_are_no_markup() -> None:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(table(Status((), {"gpu-02": "[/usr/bin/ssh] failed"}, None)))
+    assert "[/usr/bin/ssh] failed" in console.export_text()
+
+
+def test_a_narrow_terminal_loses_no_letter() -> None:
+    console = Console(width=30, file=io.StringIO(), record=True)
+    console.print(table(Status((ServiceStatus("gpu-01", "models-init", "restarting", "unhealthy", 0, ""),), {}, None)))
+    assert "…" not in console.export_text()
