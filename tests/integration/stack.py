@@ -16,6 +16,7 @@ from testcontainers.compose import DockerCompose
 
 from generator import tree
 from generator.docker import Container, Engine
+from generator.errors import Unhealthy
 from generator.load import load
 from generator.ops.client import Client
 from generator.ops.demo import free_port
@@ -92,7 +93,8 @@ def wait_for(client: Client, job: str, wanted: Callable[[dict[str, Any]], bool],
     while time.monotonic() < end:
         try:
             seen = client.job(job)
-        except httpx.TransportError:
+        except (httpx.TransportError, Unhealthy):  # an api without Redis answers 503
+            time.sleep(0.05)
             continue
         if wanted(seen):
             return seen

@@ -123,6 +123,25 @@ def _done_exactly_once(stack: Stack, client: Client, done: dict[str, Any]) -> No
     assert stack.redis("ZCARD", "{q}:lease") == "0"
 
 
+def test_a_killed_redis_forgets_nothing_and_stops_no_running_job(stack: Stack, client: Client) -> None:
+    """The queue's only Redis dies with three jobs running and three waiting, and reads its file again."""
+    jobs = [submit(client, steps=60, seed=seed) for seed in range(6)]
+    end = time.monotonic() + 60
+    running: dict[str, int] = {}
+    while len(running) < 3:
+        seen = [client.job(job) for job in jobs]
+        running = {one["id"]: one["fence"] for one in seen if one["state"] == "running" and step(one) >= 3}
+        assert time.monotonic() < end, seen
+        time.sleep(0.1)
+    stack.kill_9("redis")
+    killed = time.monotonic()
+    late = submit(client, steps=5)
+    print(f"\nkill -9 of the only Redis: submissions go on after {time.monotonic() - killed:.2f} s")
+    done = [wait_for(client, job, lambda now: now["state"] == "done", 120) for job in (*jobs, late)]
+    assert {one["id"]: one["fence"] for one in done if one["id"] in running} == running, "no running job was restarted"
+    assert [stack.commits(job) for job in (*jobs, late)] == [1] * 7
+
+
 def test_without_a_key_nothing_is_told(stack: Stack) -> None:
     with httpx.Client(base_url=stack.url, trust_env=False) as stranger:
         for method, path in [
