@@ -88,6 +88,12 @@ def write(out: Path, trees: Iterable[tuple[str, Mapping[str, bytes]]]) -> list[C
     return changes
 
 
+def hosts_gone(changes: Iterable[Change]) -> list[str]:
+    """Hosts that a write took out of the rendered folder."""
+    gone = (change.path for change in changes if change.kind is Kind.REMOVED)
+    return [path.removesuffix("/compose.yaml") for path in gone if path.endswith("/compose.yaml")]
+
+
 def _host_changes(out: Path, host: str, files: Mapping[str, bytes], known: set[str]) -> list[Change]:
     changes = []
     for path in sorted(files.keys() | known):

@@ -63,6 +63,12 @@ def test_stale_files_and_hosts_are_pruned_and_the_persons_own_are_kept(tmp_path:
     assert not (tmp_path / "a/config").exists()
 
 
+def test_hosts_that_are_gone_are_named(tmp_path: Path) -> None:
+    write(tmp_path, {**ONE, "b": {"compose.yaml": b"1"}})
+    changes = tree.write(tmp_path, {"a": {"compose.yaml": b"2"}}.items())
+    assert tree.hosts_gone(changes) == ["b"]
+
+
 def test_the_last_five_renders_are_kept(tmp_path: Path) -> None:
     for number in range(8):
         write(tmp_path, {"a": {"compose.yaml": str(number).encode()}})
