@@ -252,6 +252,7 @@ def build(
 def demo(
     context: typer.Context,
     folder: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = DEFAULT_DEMO,
+    name: Annotated[str, typer.Option("--name", help="Compose project; another for a second demo.")] = demo_ops.NAME,
     keep: Annotated[bool, typer.Option("--keep/--no-keep", help="Leave it running afterwards.")] = True,
     install: Annotated[bool, typer.Option("--install/--no-install", help="Install a missing Docker engine.")] = True,
     as_json: Json = False,
@@ -263,7 +264,7 @@ def demo(
     progress = Progress(Mode.JSON if as_json else Mode.AUTO)
     engine = ensure_engine(install=install, progress=progress)
     the_demo = demo_ops.Demo(folder.resolve())
-    result = demo_ops.run(the_demo, engine, progress)
+    result = demo_ops.run(the_demo, engine, progress, name)
     if as_json:
         print(json.dumps(result.as_dict()))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import re
 import shlex
 import shutil
@@ -31,6 +32,7 @@ from generator.secrets import Store, lay_out
 from generator.sources import ROOT, read_sources
 
 CLUSTER_FILE = "cluster.demo.yaml"
+NAME = "animatediff-demo"
 WORKING_DIR_LABEL = "com.docker.compose.project.working_dir"
 IMAGES = ("services", "gateway", "redis", "webui-cpu")
 READY_SECONDS = 120.0
@@ -101,11 +103,11 @@ class Demo:
         return plan(loaded.cluster)
 
 
-def run(demo: Demo, engine: Engine, progress: Progress) -> Result:
+def run(demo: Demo, engine: Engine, progress: Progress, name: str = NAME) -> Result:
     """Everything after the engine stands. Raises `Unhealthy` with what is wrong when a step misses its deadline."""
     _examine(engine, progress)
     with demo.locked():
-        the_plan = prepare(demo, engine)
+        the_plan = prepare(demo, engine, name)
         tag = the_plan.cluster.images["services"].rpartition(":")[2]
         build_images(engine, ROOT, tag=tag, only=IMAGES, progress=progress)
         cluster.up(cluster.places(the_plan, demo.out), progress)
@@ -121,12 +123,11 @@ def run(demo: Demo, engine: Engine, progress: Progress) -> Result:
     return Result(url, key, job["id"], str(video), sha256, recovery)
 
 
-def prepare(demo: Demo, engine: Engine) -> Plan:
-    """cluster.yaml with a port of its own, secrets and the rendered folder. A demo that runs keeps its address."""
-    text = (ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8")
-    project = plan(load(ROOT / "config" / CLUSTER_FILE).cluster).cluster.name
-    containers = engine.containers(project)
-    _refuse_another(demo, project, {one.labels.get(WORKING_DIR_LABEL, "") for one in containers})
+def prepare(demo: Demo, engine: Engine, name: str) -> Plan:
+    """cluster.yaml with its name and a free port, secrets, the rendered folder. A demo that runs keeps its port."""
+    text = with_name((ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8"), name)
+    containers = engine.containers(name)
+    _refuse_another(demo, name, {one.labels.get(WORKING_DIR_LABEL, "") for one in containers})
     if demo.cluster_file.exists() and any(one.service == "gateway" and one.state == "running" for one in containers):
         port = _PORT.search(demo.cluster_file.read_text(encoding="utf-8"))
         text = _PORT.sub(port[0], text, count=1) if port else text
@@ -227,6 +228,11 @@ def free_port(wanted: int) -> int:
 
 
 _PORT = re.compile(r"^(\s*http_port:\s*)(\d+)", re.MULTILINE)
+
+
+def with_name(text: str, name: str) -> str:
+    """`text` of a cluster.yaml under another name; quoted, so that the check of names sees exactly what was given."""
+    return re.sub(r"^name:.*$", lambda _: f"name: {json.dumps(name)}", text, count=1, flags=re.MULTILINE)
 
 
 def with_free_port(text: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from generator.ops.demo import with_free_port
 from generator.sources import ROOT
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
-PROJECT = "animatediff-demo"
+PROJECT = "adha-test-demo"
+"""Not the default: the newcomer's own demo may still be running."""
 
 
 def generator(*words: str, seconds: float = 900) -> subprocess.CompletedProcess[str]:
@@ -31,8 +33,8 @@ def generator(*words: str, seconds: float = 900) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def folder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    if engine.containers(PROJECT):
-        pytest.fail(f"a demo is running ({PROJECT}); `python -m generator demo down` first")
+    for leftover in engine.containers(PROJECT):
+        engine.remove(leftover.id)
     made = tmp_path_factory.mktemp("demo") / "demo"
     yield made
     generator("demo", "down", "--dir", str(made))
@@ -41,7 +43,7 @@ def folder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def demo(folder: Path) -> tuple[dict[str, Any], float]:
     begin = time.monotonic()
-    result = generator("demo", "--json", "--dir", str(folder))
+    result = generator("demo", "--json", "--name", PROJECT, "--dir", str(folder))
     assert result.returncode == 0, result.stderr[-5000:]
     for line in result.stderr.splitlines():
         json.loads(line)
@@ -52,8 +54,9 @@ def demo(folder: Path) -> tuple[dict[str, Any], float]:
 def test_the_demo_ends_with_a_playable_video_twice(folder: Path) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", 8080))
-        taken.listen()
+        with suppress(OSError):  # taken already, which does as well
+            taken.bind(("127.0.0.1", 8080))
+            taken.listen()
         first, seconds = demo(folder)
     assert first["url"] != "http://127.0.0.1:8080", "a port that is taken is not used"
     print(f"\ndemo: {seconds:.0f} s, recovery {first['recovery']['seconds']} s")
@@ -72,7 +75,7 @@ def test_the_demo_ends_with_a_playable_video_twice(folder: Path) -> None:
 
 
 def test_a_second_demo_elsewhere_is_refused(folder: Path, tmp_path: Path) -> None:
-    result = generator("demo", "--dir", str(tmp_path / "other"))
+    result = generator("demo", "--name", PROJECT, "--dir", str(tmp_path / "other"))
     assert result.returncode == 1
     assert f"demo down --dir {folder}" in result.stderr
 
