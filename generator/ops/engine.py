@@ -28,6 +28,7 @@ START_SECONDS = 60.0
 INSTALL_TIMEOUT = 1800.0
 LOG_FILE = Path("/var/log/animatediff-ha-dockerd.log")
 LOCK_FILE = Path("/run/animatediff-ha-engine.lock")
+PID_FILES = {Path("/run/docker.pid"): "dockerd", Path("/run/docker/containerd/containerd.pid"): "containerd"}
 APT_SOURCES = Path("/etc/apt/sources.list.d/animatediff-ha-engine.sources")
 APT_PREFERENCES = Path("/etc/apt/preferences.d/animatediff-ha-engine")
 NEWER_SUITE = "trixie"
@@ -225,6 +226,8 @@ def start(engine: Engine, progress: Progress, *, seconds: float = START_SECONDS)
         child = None
     else:
         progress.say(f"starting the engine: setsid dockerd (log: {LOG_FILE})")
+        for pid_file, name in PID_FILES.items():
+            forget_dead(pid_file, name)
         with LOG_FILE.open("ab") as log:
             # Its own session: it outlives this command and its terminal.
             child = subprocess.Popen(
@@ -245,8 +248,21 @@ def _wait_until_up(engine: Engine, child: subprocess.Popen[bytes] | None, second
 
 
 def _pid_alive() -> bool:
-    pid = Path("/run/docker.pid")
-    return pid.is_file() and Path("/proc", pid.read_text().strip() or "none").exists()
+    return _runs(next(iter(PID_FILES)), "dockerd")
+
+
+def forget_dead(pid_file: Path, name: str) -> None:
+    """Remove the pid file of a daemon that was killed: where /run outlives a reboot, the number may be another's by
+    now, and dockerd would take that process for itself and refuse to start."""
+    if pid_file.is_file() and not _runs(pid_file, name):
+        pid_file.unlink(missing_ok=True)
+
+
+def _runs(pid_file: Path, name: str) -> bool:
+    try:
+        return Path("/proc", str(int(pid_file.read_text())), "comm").read_text().strip() == name
+    except (OSError, ValueError):
+        return False
 
 
 def _engine_log() -> str:

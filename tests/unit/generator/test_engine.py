@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -278,3 +279,26 @@ def test_a_key_inside_the_source_is_kept_whole() -> None:
     (source,) = apt.parse_deb822(text)
     assert apt.parse_deb822(source.deb822()) == [source]
     assert "\n mDMEY\n" in source.signed_by
+
+
+OWN_NAME = Path("/proc/self/comm").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "kept"),
+    [
+        (str(os.getpid()), OWN_NAME, True),
+        (f"{os.getpid()}\n", OWN_NAME, True),
+        (str(os.getpid()), "dockerd", False),
+        ("999999999", "dockerd", False),
+        ("", "dockerd", False),
+        ("nonsense", "dockerd", False),
+    ],
+    ids=["runs", "runs, with a line end", "another has its number", "nobody has its number", "empty", "nonsense"],
+)
+def test_the_pid_file_of_a_killed_daemon_is_forgotten(tmp_path: Path, content: str, name: str, kept: bool) -> None:
+    pid_file = tmp_path / "docker.pid"
+    engine.forget_dead(pid_file, name)
+    pid_file.write_text(content)
+    engine.forget_dead(pid_file, name)
+    assert pid_file.exists() is kept
