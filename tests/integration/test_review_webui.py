@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from webui import process as process_module
-from webui.engine.base import Capabilities, Clip, Control, EngineError
+from webui.engine.base import Capabilities, Clip, Control, EngineError, Snapshot
 from webui.process import EngineProcess
-from webui.request import Order, VideoRequest
+from webui.request import MemorySettings, Order, VideoRequest
 from webui.settings import EngineSettings
-from webui.worker import Task, Worker
+from webui.task import Task
+from webui.worker import Worker
 
 JOB = "0192f0c1-2345-7abc-8def-0123456789ab"
 CAPABILITIES = {
@@ -76,18 +77,27 @@ class BrokenGpu:
     def warm_up(self) -> Clip:
         raise NotImplementedError
 
-    def generate(self, request: VideoRequest, control: Control) -> Clip:
+    def accepts(self, snapshot: Snapshot, request: VideoRequest) -> bool:
+        raise NotImplementedError
+
+    def generate(
+        self, request: VideoRequest, control: Control, memory: MemorySettings, resume: Snapshot | None = None
+    ) -> Clip:
         raise EngineError("CUDA_ERROR", "an illegal memory access was encountered")
 
     def release(self) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    def gpu(self) -> dict[str, Any] | None:
+        return None
+
 
 def test_a_failure_is_told_by_its_own_name_even_if_nothing_can_be_released() -> None:
     told: list[dict[str, Any]] = []
     worker = Worker(EngineSettings(), BrokenGpu(), io.StringIO(), told.append)
+    capabilities = Capabilities(**CAPABILITIES)  # type: ignore[arg-type]
     order = {"run": 1, "output_dir": "x", "request": {"prompt": "x"}}
     with pytest.raises(RuntimeError, match="CUDA"):  # and with it the process ends
-        worker._run(Task(order, told.append), Capabilities(**CAPABILITIES))  # type: ignore[arg-type]
+        worker._run(Task(order, told.append, EngineSettings(), capabilities), capabilities)
     assert [message["event"]["event"] for message in told] == ["started", "error"]
     assert told[-1]["event"]["reason"] == "CUDA_ERROR"

@@ -28,6 +28,45 @@ for folder in ("/storage/jobs", "/storage/models", "/secrets"):
 open("/secrets/cluster_token", "w").write(os.environ["TOKEN"])
 """
 
+# Offloading wants a GPU; to move everything from the CPU to the CPU shows the same hooks come and go.
+PROBE = """
+import json
+from diffusers import UNetMotionModel
+from webui.engine.diffusers import DiffusersEngine, Quiet
+from webui.request import MemorySettings, VideoRequest
+from webui.settings import EngineSettings
+
+engine = DiffusersEngine(EngineSettings(kind="diffusers", checkpoint="tiny", motion_module="tiny"))
+engine.load()
+seen, real = set(), UNetMotionModel.forward
+def forward(self, sample, *args, **options):
+    seen.add(sample.shape[2])
+    return real(self, sample, *args, **options)
+UNetMotionModel.forward = forward
+request = VideoRequest("a cat", width=64, height=64, frames=16, steps=2, seed=1)
+
+def make(**memory):
+    seen.clear()
+    frames = engine.generate(request, Quiet(), MemorySettings(**memory)).frames
+    hooked = hasattr(engine._pipeline.unet, "_hf_hook")
+    engine.release()
+    return frames, sorted(seen), hooked
+
+plain, plain_seen, _ = make()
+windowed, windowed_seen, _ = make(context_batch_size=8)
+engine._offload = lambda memory: (
+    engine._pipeline.enable_model_cpu_offload(device="cpu"), setattr(engine, "_offloading", True)
+)
+offloaded, _, hooked = make(context_batch_size=8)
+del engine._offload
+again, _, hooked_again = make()
+print(json.dumps({
+    "plain": plain_seen, "windows": windowed_seen,
+    "offloaded": hooked and bool((offloaded == windowed).all()),
+    "as before": not hooked_again and bool((again == plain).all()),
+}))
+"""
+
 
 def docker(*args: str) -> str:
     done = subprocess.run(["docker", *args], capture_output=True, check=False)
@@ -36,9 +75,9 @@ def docker(*args: str) -> str:
 
 
 class Server:
-    def __init__(self, image: str, name: str) -> None:
+    def __init__(self, image: str, name: str, volumes_of: str | None = None) -> None:
         self.image, self.name = image, name
-        self.volumes = [f"--volume={name}-{kind}:{path}" for kind, path in self.mounts()]
+        self.volumes = [f"--volume={volumes_of or name}-{kind}:{path}" for kind, path in self.mounts()]
 
     @staticmethod
     def mounts() -> list[tuple[str, str]]:
@@ -52,7 +91,7 @@ class Server:
         return docker("run", "--rm", *HARDENED, *self.volumes, self.image, "make-demo-models", "/storage/models")
 
     def start(self) -> None:
-        models = {"CHECKPOINT": "tiny", "MOTION_MODULE": "tiny", "SECRETS_DIR": "/secrets"}
+        models = {"CHECKPOINT": "tiny", "MOTION_MODULE": "tiny", "SECRETS_DIR": "/secrets", "CHECKPOINT_SECONDS": "1"}
         environ = [f"--env=APPLIANCE_{name}={value}" for name, value in models.items()]
         options = [*HARDENED, *self.volumes, *environ, f"--name={self.name}", "--publish=127.0.0.1::7860"]
         docker("run", "--detach", *options, self.image)
@@ -106,10 +145,30 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         made.remove()
 
 
+@pytest.fixture
+def second(server: Server) -> Iterator[Server]:
+    """Another container on the same volumes."""
+    made = Server(server.image, f"{server.name}-second", volumes_of=server.name)
+    try:
+        made.start()
+        made.wait_until_ready()
+        yield made
+        made.client.close()
+    finally:
+        subprocess.run(["docker", "rm", "--force", made.name], capture_output=True, check=False)
+
+
 def order(**request: Any) -> dict[str, Any]:
     job = str(uuid.uuid4())
     request = {"prompt": "a red circle moves left", "width": 64, "height": 64, "frames": 8, "steps": 3} | request
     return {"job": job, "fence": 1, "output_dir": f"2026/11/22/{job}/attempts/1", "request": request}
+
+
+def attempt(body: dict[str, Any], fence: int, **memory: Any) -> dict[str, Any]:
+    """Another attempt at the same job, which makes checkpoints."""
+    folder = body["output_dir"].partition("/attempts/")[0]
+    folders = {"output_dir": f"{folder}/attempts/{fence}", "checkpoint_dir": f"{folder}/checkpoint"}
+    return body | folders | {"fence": fence, "memory": memory}
 
 
 def generate(server: Server, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -189,6 +248,74 @@ def test_a_prompt_that_is_too_long_is_told(server: Server) -> None:
     done = generate(server, order(prompt="circle " * 200))[-1]
     assert done["event"] == "done"
     assert "tokens" in done["parameters"]["warnings"][0]
+
+
+def test_a_killed_container_goes_on_in_another_bit_for_bit(server: Server, second: Server) -> None:
+    body = attempt(order(steps=60, seed=7), 5)
+    with second.client.stream("POST", "/internal/generate", json=body) as stream:
+        events = (json.loads(line) for line in stream.iter_lines())
+        kept = next(event["step"] for event in events if event["event"] == "checkpoint")
+        docker("kill", "--signal=KILL", second.name)
+        with pytest.raises(httpx.TransportError):
+            list(events)
+    assert_goes_on(server, attempt(body, 6), kept)
+
+
+@pytest.mark.parametrize("memory", [{}, {"context_batch_size": 3}, {"vae_tiling": True, "cpu_offload": True}], ids=str)
+@pytest.mark.parametrize("step", [1, 5, 10])
+def test_an_interrupted_one_goes_on_bit_for_bit(server: Server, step: int, memory: dict[str, Any]) -> None:
+    body = attempt(order(steps=10), 5, **memory)  # the engine chooses the seed
+    with server.client.stream("POST", "/internal/generate", json=body) as stream:
+        events = (json.loads(line) for line in stream.iter_lines())
+        next(event for event in events if event.get("step") == step)
+        answer = server.client.post("/internal/interrupt", json={"job": body["job"], "checkpoint": True}).json()
+        list(events)
+    assert answer["checkpoint_step"] >= step
+    assert_goes_on(server, attempt(body, 6, **memory), answer["checkpoint_step"])
+
+
+def assert_goes_on(server: Server, body: dict[str, Any], step: int) -> None:
+    events = generate(server, body)
+    assert events[0]["resumed_from"] == step
+    done = events[-1]
+    assert done["event"] == "done", done
+    twin = order(**body["request"] | {"seed": done["parameters"]["seed"]}) | {"memory": body["memory"]}
+    whole = generate(server, twin)
+    assert whole[0]["resumed_from"] == 0
+    assert (server.result(twin) == server.result(body)).all()
+    assert done["files"] == whole[-1]["files"]
+
+
+def test_the_memory_settings_of_one_job_are_not_the_next_ones(server: Server) -> None:
+    def make(**memory: Any) -> np.ndarray[Any, Any]:
+        body = order(seed=7, frames=16) | {"memory": memory}
+        assert generate(server, body)[-1]["event"] == "done"
+        return server.result(body)
+
+    plain = make()
+    for memory in ({"context_batch_size": 8}, {"vae_tiling": True}):
+        changed = make(**memory)
+        assert (changed != plain).any(), f"{memory} does something"
+        assert (changed == make(**memory)).all(), f"{memory} is no matter of luck"
+        assert (make() == plain).all(), f"{memory} has not stayed"
+
+
+def test_context_windows_allow_clips_longer_than_the_motion_module(server: Server) -> None:
+    body = order(frames=40, context_batch_size=16)
+    assert generate(server, body)[-1]["event"] == "done"
+    assert len(server.result(body)) == 40
+
+
+def test_the_model_never_sees_more_frames_than_the_context_and_offloading_goes_again(server: Server) -> None:
+    command = ["docker", "exec", "--interactive", server.name, "/opt/venv/bin/python", "-W", "ignore", "-"]
+    done = subprocess.run(command, input=PROBE.encode(), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "plain": [16],
+        "windows": [8],
+        "offloaded": True,
+        "as before": True,
+    }
 
 
 def test_memory_does_not_grow(server: Server) -> None:

@@ -6,106 +6,19 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "t0ken-of-this-test"
-
-
-class Node:
-    """One running server with volumes and secrets of its own."""
-
-    def __init__(self, root: Path, markers: bool = True, **environ: str) -> None:
-        self.jobs, self.models = root / "jobs", root / "models"
-        for folder in (self.jobs, self.models, root / "secrets"):
-            folder.mkdir()
-        if markers:
-            self.put_markers()
-        (root / "secrets" / "cluster_token").write_text(TOKEN + "\n")
-        with closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.environ = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "images" / "webui"),
-            "APPLIANCE_NODE_NAME": "<gpu-01>",
-            "APPLIANCE_ENGINE": "synthetic",
-            "APPLIANCE_LISTEN": f"127.0.0.1:{self.port}",
-            "APPLIANCE_SECRETS_DIR": str(root / "secrets"),
-            "APPLIANCE_JOBS_DIR": str(self.jobs),
-            "APPLIANCE_MODELS_DIR": str(self.models),
-            "APPLIANCE_SYNTHETIC_STEP_SECONDS": "0.05",
-            **environ,
-        }
-        self.log = (root / "log").open("w")
-        command = [sys.executable, "-m", "webui", "serve"]
-        self.process = subprocess.Popen(command, env=self.environ, stderr=self.log, start_new_session=True)
-        # One client each: reading the machine's certificates anew for every ping is what takes time.
-        url = f"http://127.0.0.1:{self.port}"
-        self.stranger = httpx.Client(base_url=url, timeout=15)
-        self.client = httpx.Client(base_url=url, timeout=15, headers={"Authorization": f"Bearer {TOKEN}"})
-
-    def put_markers(self) -> None:
-        for folder in (self.jobs, self.models):
-            (folder / ".animatediff-ha").touch()
-
-    def ping(self) -> httpx.Response | None:
-        try:
-            return self.stranger.get("/internal/ping", timeout=1)
-        except httpx.TransportError:
-            return None
-
-    def wait(self, status: str) -> dict[str, Any]:
-        def reached() -> dict[str, Any] | None:
-            answer = self.ping()
-            body: dict[str, Any] = answer.json() if answer is not None else {}
-            return body if body.get("status") == status else None
-
-        found: dict[str, Any] = wait_for(reached)
-        return found
-
-    def child(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
-
-    def close(self) -> None:
-        self.client.close()
-        self.stranger.close()
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
-
-
-def wait_for(happened: Callable[[], Any], seconds: float = 10) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := happened()):
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s"
-        time.sleep(0.02)
-    return result
-
-
-def order(job: str | None = None, **request: Any) -> dict[str, Any]:
-    job = job or str(uuid.uuid4())
-    request = {"prompt": "a cat", "width": 64, "height": 64, "frames": 3, "steps": 4} | request
-    return {"job": job, "fence": 5, "output_dir": f"2026/11/22/{job}/attempts/5", "request": request}
-
-
-def generate(node: Node, body: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = node.client.post("/internal/generate", json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "application/x-ndjson"
-    return [json.loads(line) for line in answer.text.splitlines()]
+from tests.integration.webui_node import ROOT, TOKEN, Node, generate, is_alive, order, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +73,7 @@ def test_unknown_paths_are_problems_too(node: Node) -> None:
 def test_a_generation_streams_and_leaves_the_file_it_names(node: Node) -> None:
     body = order(steps=14, seed=3)
     events = generate(node, body)
-    assert events[0] == {"event": "started", "engine": "synthetic", "total_steps": 14}
+    assert events[0] == {"event": "started", "engine": "synthetic", "total_steps": 14, "resumed_from": 0}
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 15))
     alive = [event for event in events if event["event"] == "alive"]
     assert alive, "0.7 s of work must show at least one sign of life"
@@ -209,16 +122,16 @@ def test_interrupt_stops_only_the_named_job(node: Node) -> None:
         lines = stream.iter_lines()
         next(lines)
         other = node.client.post("/internal/interrupt", json={"job": str(uuid.uuid4())}).json()
-        assert other == {"stopped": False, "job": None}
+        assert other == {"stopped": False, "job": None, "checkpoint_step": None}
         mine = node.client.post("/internal/interrupt", json={"job": body["job"]}).json()
-        assert mine == {"stopped": True, "job": body["job"]}
+        assert mine == {"stopped": True, "job": body["job"], "checkpoint_step": None}
         last = [json.loads(line) for line in lines][-1]
     assert (last["event"], last["reason"]) == ("error", "CANCELLED")
     assert generate(node, order())[-1]["event"] == "done", "the node must be free at once"
 
 
 def test_interrupt_of_any_job(node: Node) -> None:
-    assert node.client.post("/internal/interrupt", json={"job": None}).json() == {"stopped": False, "job": None}
+    assert node.client.post("/internal/interrupt", json={"job": None}).json()["stopped"] is False
     assert node.client.post("/internal/interrupt", json={"job": 3}).status_code == 422
     assert node.client.post("/internal/interrupt", json=[]).status_code == 422
 
@@ -390,10 +303,3 @@ def test_a_missing_secret_is_told_by_name(new_node: Callable[..., Node], tmp_pat
     node = new_node(APPLIANCE_SECRETS_DIR=str(tmp_path / "none"))
     assert node.process.wait(10) == 1
     assert str(tmp_path / "none" / "cluster_token") in (tmp_path / "log").read_text()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

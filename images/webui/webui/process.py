@@ -39,6 +39,7 @@ LOAD_SECONDS = Histogram(
 
 RETRY_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 KILL_SECONDS = 5.0
+KEEP_SECONDS = 2.0
 EXIT_SECONDS = 1.0
 LINE_LIMIT = 1 << 20
 
@@ -64,8 +65,11 @@ class Run:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.told = False  # the stream has had its last event
         self.finished = asyncio.Event()  # the engine is free
-        self.phase = "step"
+        self.kept = asyncio.Event()  # what was asked to be kept is on disk, or cannot be
+        self.phase = "load"
+        self.part, self.parts = 0, 0
         self.step = 0
+        self.checkpoint_step: int | None = None  # the newest on disk
         self.stop_as: tuple[Reason, str] | None = None
         self._progress_at = time.monotonic()
 
@@ -73,7 +77,8 @@ class Run:
         return round(time.monotonic() - self._progress_at, 3)
 
     def alive(self) -> Event:
-        return {"event": "alive", "phase": self.phase, "progress_age_seconds": self.progress_age()}
+        event: Event = {"event": "alive", "phase": self.phase, "progress_age_seconds": self.progress_age()}
+        return event | ({"part": self.part, "parts": self.parts} if self.parts else {})
 
     def emit(self, event: Event) -> None:
         if self.told:
@@ -81,9 +86,10 @@ class Run:
         self.told = event["event"] in ("done", "error")
         self.events.put_nowait(event)
 
-    def progress(self, phase: str, step: int | None = None) -> None:
+    def progress(self, phase: str, step: int | None = None, part: int = 0, parts: int = 0) -> None:
         self._progress_at = time.monotonic()
         self.phase = phase
+        self.part, self.parts = part, parts
         self.step = self.step if step is None else step
 
 
@@ -102,6 +108,7 @@ class EngineProcess:
         self._load_failure: str | None = None
         self.problem: str | None = None
         self.capabilities: Capabilities | None = None
+        self.gpu: dict[str, Any] | None = None  # as the engine told last
         self.current: Run | None = None
 
     @property
@@ -145,16 +152,23 @@ class EngineProcess:
             {
                 "type": "generate",
                 "run": run.number,
+                "fence": order.fence,
                 "output_dir": order.output_dir,
+                "checkpoint_dir": order.checkpoint_dir,
+                "memory": asdict(order.memory),
                 "request": order.request.as_dict(),
             }
         )
         return run
 
-    async def stop(self, run: Run, reason: Reason, message: str, bound: float | None = None) -> None:
-        """Returns when the engine is free again: by itself within the bound, else because it was killed."""
+    async def stop(
+        self, run: Run, reason: Reason, message: str, bound: float | None = None, *, keep: bool = False
+    ) -> None:
+        """Returns when the engine is free again: by itself within the bound, else because it was killed.
+
+        With `keep` the engine writes a checkpoint of its last step first."""
         run.stop_as = run.stop_as or (reason, message)
-        self._send({"type": "cancel", "run": run.number})
+        self._send({"type": "cancel", "run": run.number, "checkpoint": keep})
         bound = self._stop_seconds if bound is None else bound
         if not await _within(bound, run.finished):
             log.warning("the engine did not stop within %.1f s; killing it", bound, extra=_labels(run))
@@ -166,8 +180,11 @@ class EngineProcess:
         self._closing.set()
         run = self.current
         if run is not None:
+            stopping = asyncio.create_task(self.stop(run, "WORKER_LOST", "shutting down", bound, keep=True))
+            # Told only now: as soon as it is, another worker takes the job, and looks for the checkpoint.
+            await _within(min(bound, KEEP_SECONDS), run.kept)
             run.emit({"event": "error", "reason": "WORKER_LOST", "message": "shutting down"})
-            await self.stop(run, "WORKER_LOST", "shutting down", bound)
+            await stopping
         self._kill()
 
     def read_resident_memory(self) -> None:
@@ -200,7 +217,7 @@ class EngineProcess:
         finally:
             code = await self._reap(child)
             self._child = None
-            self._ready = False
+            self._ready, self.gpu = False, None
             self._lost(code, was_ready)
         return was_ready
 
@@ -249,9 +266,13 @@ class EngineProcess:
             self._ready, self.problem = True, None
         elif kind == "failed":
             self._load_failure = f"{message['reason']}: {message['message']}"
+        elif kind == "gpu":
+            self.gpu = message["gpu"]
         elif self.current is not None and message["run"] == self.current.number:
             if kind == "phase":
-                self.current.progress(message["phase"])
+                self.current.progress(message["phase"], part=message["part"], parts=message["parts"])
+            elif kind == "kept":
+                self.current.kept.set()
             else:
                 self._progress(self.current, message["event"])
 
@@ -262,6 +283,11 @@ class EngineProcess:
         if event["event"] == "step":
             STEPS.inc()
             run.progress("step", event["step"])
+        elif event["event"] == "started":
+            run.progress("load", event["resumed_from"])
+            run.checkpoint_step = event["resumed_from"] or None
+        elif event["event"] == "checkpoint":
+            run.checkpoint_step = event["step"]
         run.emit(event)
 
     def _finish(self, run: Run, event: Event) -> None:
@@ -274,6 +300,7 @@ class EngineProcess:
         log.info("generation ended: %s", event.get("message", "done"), extra=_labels(run) | {"reason": outcome})
         self.current = None
         run.emit(event)
+        run.kept.set()
         run.finished.set()
 
     def _lost(self, code: int, was_ready: bool) -> None:

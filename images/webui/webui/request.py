@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from webui.engine.base import Capabilities
 
-OUTPUT_DIR = re.compile(r"\d{4}/\d{2}/\d{2}/(?P<job>[0-9a-f-]{36})/attempts/(?P<fence>\d{1,20})")
+JOB_DIR = r"\d{4}/\d{2}/\d{2}/(?P<job>[0-9a-f-]{36})"
+OUTPUT_DIR = re.compile(JOB_DIR + r"/attempts/(?P<fence>\d{1,20})")
+CHECKPOINT_DIR = re.compile(JOB_DIR + "/checkpoint")
 PRIORITIES = ("high", "normal", "low")
 FORMATS = ("mp4", "gif", "webp", "frames")
 # Part of the public request, but nothing here can do them yet: accepted only when they ask for nothing.
-UNSUPPORTED = ("loras", "init_image", "context_batch_size", "context_stride", "context_overlap", "closed_loop")
+UNSUPPORTED = ("loras", "init_image", "closed_loop")
+ORDER_FIELDS = {"job", "fence", "output_dir", "checkpoint_dir", "memory", "request"}
 METADATA_BYTES = 4096
 
 
@@ -40,19 +43,44 @@ class VideoRequest:
     sampler: str | None = None
     model: str | None = None
     motion_module: str | None = None
+    context_batch_size: int | None = None
+    context_overlap: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    """What the agent asks for after this job has run out of memory; costs time, and a little quality."""
+
+    context_batch_size: int | None = None
+    vae_tiling: bool = False
+    cpu_offload: bool = False
+
+
+@dataclass(frozen=True)
 class Order:
-    """One attempt at a job. `output_dir` is relative to the jobs volume."""
+    """One attempt at a job. The folders are relative to the jobs volume; without one for checkpoints none are made."""
 
     job: str
     fence: int
     output_dir: str
     request: VideoRequest
+    checkpoint_dir: str | None = None
+    memory: MemorySettings = MemorySettings()
+
+
+@dataclass(frozen=True)
+class Interrupt:
+    """Without a job it means whatever runs; with a fence only that attempt at the job."""
+
+    job: str | None
+    fence: int | None
+    checkpoint: bool
+
+    def means(self, order: Order) -> bool:
+        return self.job in (None, order.job) and self.fence in (None, order.fence)
 
 
 Check = Callable[[Any], str | None]
@@ -108,6 +136,18 @@ def _format(value: Any) -> str | None:
     return f"{', '.join(missing)} is not supported by this engine; only mp4 is" if missing else None
 
 
+def _stride(value: Any) -> str | None:
+    return None if value is None or (value == 1 and not isinstance(value, bool)) else "only 1 is supported"
+
+
+def _or_null(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
+
+
+def _true_or_false(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be true or false"
+
+
 def _metadata(value: Any) -> str | None:
     if not isinstance(value, dict | None):
         return "must be an object"
@@ -133,16 +173,25 @@ CHECKS: dict[str, Check] = {
     "motion_module": _name(200),
     "format": _format,
     "priority": _one_of(PRIORITIES),
-    "deadline_seconds": lambda value: None if value is None else _number(0, 10**9)(value),
+    "deadline_seconds": _or_null(_number(0, 10**9)),
+    "context_batch_size": _or_null(_whole(1, 128)),
+    "context_overlap": _or_null(_whole(-1, 127)),
+    "context_stride": _stride,
     "metadata": _metadata,
     **dict.fromkeys(UNSUPPORTED, _nothing),
+}
+
+MEMORY_CHECKS: dict[str, Check] = {
+    "context_batch_size": _or_null(_whole(1, 128)),
+    "vae_tiling": _true_or_false,
+    "cpu_offload": _true_or_false,
 }
 
 
 def parse_order(body: object) -> Order:
     if not isinstance(body, dict):
         raise RequestError([("body", "must be a JSON object")])
-    problems = [(str(name), "is not a known field") for name in body.keys() - {"job", "fence", "output_dir", "request"}]
+    problems = [(str(name), "is not a known field") for name in body.keys() - ORDER_FIELDS]
     job, fence, output_dir = body.get("job"), body.get("fence"), body.get("output_dir")
     if not _is_uuid(job):
         problems.append(("job", "must be a UUID in canonical form"))
@@ -151,15 +200,50 @@ def parse_order(body: object) -> Order:
     match = OUTPUT_DIR.fullmatch(output_dir) if isinstance(output_dir, str) else None
     if match is None or match["job"] != job or match["fence"] != str(fence):
         problems.append(("output_dir", "must be <yyyy>/<mm>/<dd>/<job>/attempts/<fence> of this very job and fence"))
+    checkpoint_dir = body.get("checkpoint_dir")
+    match = CHECKPOINT_DIR.fullmatch(checkpoint_dir) if isinstance(checkpoint_dir, str) else None
+    if checkpoint_dir is not None and (match is None or match["job"] != job):
+        problems.append(("checkpoint_dir", "must be <yyyy>/<mm>/<dd>/<job>/checkpoint of this very job"))
+    memory = {} if body.get("memory") is None else body["memory"]
+    problems += _problems_of("memory", memory, memory_problems)
     request = body.get("request")
-    if isinstance(request, dict):
-        problems += [(f"request.{name}", problem) for name, problem in request_problems(request)]
-    else:
-        problems.append(("request", "must be a JSON object"))
+    problems += _problems_of("request", request, request_problems)
     if problems:
         raise RequestError(problems)
     assert isinstance(job, str) and isinstance(fence, int) and isinstance(output_dir, str) and isinstance(request, dict)  # noqa: S101, PT018
-    return Order(job, fence, output_dir, video_request(request))
+    return Order(job, fence, output_dir, video_request(request), checkpoint_dir, MemorySettings(**memory))
+
+
+def parse_interrupt(body: object) -> Interrupt:
+    if not isinstance(body, dict):
+        raise RequestError([("body", "must be a JSON object")])
+    job, fence, keep = body.get("job"), body.get("fence"), body.get("checkpoint", False)
+    problems = [(str(name), "is not a known field") for name in body.keys() - {"job", "fence", "checkpoint"}]
+    if job is not None and not isinstance(job, str):
+        problems.append(("job", "must be null or a job's id"))
+    if problem := _or_null(_whole(1, 2**63 - 1))(fence):
+        problems.append(("fence", problem))
+    if problem := _true_or_false(keep):
+        problems.append(("checkpoint", problem))
+    if problems:
+        raise RequestError(problems)
+    return Interrupt(job, fence, keep)
+
+
+def _problems_of(
+    name: str, value: object, check: Callable[[Mapping[str, Any]], list[tuple[str, str]]]
+) -> list[tuple[str, str]]:
+    if not isinstance(value, dict):
+        return [(name, "must be a JSON object")]
+    return [(f"{name}.{field}", problem) for field, problem in check(value)]
+
+
+def memory_problems(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problems = [(str(name), "is not a known field") for name in memory.keys() - MEMORY_CHECKS.keys()]
+    for name in MEMORY_CHECKS.keys() & memory.keys():
+        if problem := MEMORY_CHECKS[name](memory[name]):
+            problems.append((name, problem))
+    return sorted(problems)
 
 
 def request_problems(request: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -176,10 +260,17 @@ def video_request(request: Mapping[str, Any]) -> VideoRequest:
     return VideoRequest(**{name: request[name] for name in VideoRequest.__dataclass_fields__ if name in request})
 
 
+def context_of(request: VideoRequest, memory: MemorySettings) -> int | None:
+    """How many frames the model may look at together; None when that is all of them."""
+    asked = [size for size in (request.context_batch_size, memory.context_batch_size) if size is not None]
+    context = min(asked, default=request.frames)
+    return context if context < request.frames else None
+
+
 def check_supported(request: VideoRequest, engine: Capabilities) -> None:
     """Refuses, by name, what the loaded engine cannot do."""
     problems: list[tuple[str, str]] = []
-    if request.frames > engine.max_frames:
+    if (context_of(request, MemorySettings()) or request.frames) > engine.max_frames:
         problems.append(("request.frames", f"the loaded motion module makes at most {engine.max_frames} frames"))
     for name, wanted, loaded in (
         ("model", request.model, engine.checkpoint),

@@ -16,9 +16,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from webui.engine.base import Capabilities
 from webui.page import render_page
 from webui.process import BusyError, EngineProcess, NotReadyError, Run
-from webui.request import RequestError, check_supported, parse_order
+from webui.request import RequestError, check_supported, parse_interrupt, parse_order
 from webui.settings import Secret, Settings
 from webui.volumes import Volumes
 
@@ -121,8 +122,11 @@ class Node:
             "fingerprint": None,
             "progress_age_seconds": process.progress_age(),
             "busy": process.current.order.job if process.current else None,
+            "capabilities": None,
+            "gpu": process.gpu,
         }
         if process.capabilities is not None:
+            state["capabilities"] = public_capabilities(process.capabilities)
             state |= {"engine": process.capabilities.engine, "fingerprint": process.capabilities.fingerprint}
         if self._settings.engine.kind == "synthetic":
             state |= {"engine": "synthetic", "synthetic": True}
@@ -166,15 +170,13 @@ class Node:
         return EventStream(self, run)
 
     async def interrupt(self, request: Request) -> Response:
-        body = await read_json(request)
-        job = body.get("job") if isinstance(body, dict) else 0
-        if job is not None and not isinstance(job, str):
-            return problem(422, "invalid-input", "job: must be null or a job's id", reason="INVALID_INPUT")
+        asked = parse_interrupt(await read_json(request))
         run = self._process.current
-        if run is None or job not in (None, run.order.job):
-            return JSONResponse({"stopped": False, "job": None})
-        await self._process.stop(run, "CANCELLED", "interrupted")
-        return JSONResponse({"stopped": run.finished.is_set(), "job": run.order.job})
+        if run is None or not asked.means(run.order):
+            return JSONResponse({"stopped": False, "job": None, "checkpoint_step": None})
+        await self._process.stop(run, "CANCELLED", "interrupted", keep=asked.checkpoint)
+        stopped, step = run.finished.is_set(), run.checkpoint_step
+        return JSONResponse({"stopped": stopped, "job": run.order.job, "checkpoint_step": step})
 
     def _full_state(self) -> dict[str, Any]:
         state, run, loaded = self.state(), self._process.current, self._process.capabilities
@@ -182,6 +184,16 @@ class Node:
         state |= {"total_steps": run.order.request.steps if run else None}
         state |= {"checkpoint": loaded and loaded.checkpoint, "motion_module": loaded and loaded.motion_module}
         return state
+
+
+def public_capabilities(loaded: Capabilities) -> dict[str, Any]:
+    """What the queue needs to know to choose jobs that this node can do."""
+    return {
+        "models": [loaded.checkpoint],
+        "motion_modules": [loaded.motion_module],
+        "vram_mib": loaded.vram_mib,
+        "max_frames": loaded.max_frames,
+    }
 
 
 async def read_json(request: Request) -> Any:

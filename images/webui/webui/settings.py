@@ -38,6 +38,7 @@ class EngineSettings:
     log_level: str = "info"
     step_seconds: float = 0.05
     faults: str = "{}"
+    checkpoint_seconds: float = 30.0  # 0: never
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         log_level=reader.choice("APPLIANCE_LOG_LEVEL", "info", LOG_LEVELS),
         step_seconds=reader.number("APPLIANCE_SYNTHETIC_STEP_SECONDS", 0.05, 0, 3600),
         faults=reader.json_object("APPLIANCE_SYNTHETIC_FAULTS"),
+        checkpoint_seconds=reader.number("APPLIANCE_CHECKPOINT_SECONDS", 30, 0, 3600),
     )
     host, port = reader.listen("APPLIANCE_LISTEN", "0.0.0.0:7860")
     settings = Settings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,8 @@ from webui.engine.base import Clip, Frames
 # One thread and no look-ahead make the same frames the same bytes. With x264's look-ahead, which chooses B-frames,
 # about one run in thirty came out differently.
 X264 = {"crf": "18", "preset": "veryfast", "threads": "1", "bf": "0", "x264-params": "rc-lookahead=0:mbtree=0"}
+TELL_FRAMES = 8
+Encoded = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class ResultFile:
         return asdict(self)
 
 
-def write_mp4(clip: Clip, fps: int, path: Path) -> ResultFile:
-    """Writes H.264 to `path`, complete and on disk or not at all; raises OSError when the disk refuses."""
+def write_mp4(clip: Clip, fps: int, path: Path, encoded: Encoded = lambda _: None) -> ResultFile:
+    """Writes H.264 to `path`, complete and on disk or not at all; raises OSError when the disk refuses.
+
+    `encoded` is told now and then how many frames are done."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _encode(even_sized(clip.frames), fps, temporary, json.dumps(clip.parameters, ensure_ascii=False))
+        _encode(even_sized(clip.frames), fps, temporary, json.dumps(clip.parameters, ensure_ascii=False), encoded)
         content = temporary.read_bytes()
         sync(temporary)
         temporary.replace(path)
@@ -45,7 +50,7 @@ def write_mp4(clip: Clip, fps: int, path: Path) -> ResultFile:
     return ResultFile(path.name, "video/mp4", len(content), hashlib.sha256(content).hexdigest())
 
 
-def _encode(frames: Frames, fps: int, path: Path, comment: str) -> None:
+def _encode(frames: Frames, fps: int, path: Path, comment: str, encoded: Encoded) -> None:
     # faststart moves the index to the front so that playback starts before the download ends; it needs a real file.
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata["comment"] = comment
@@ -53,8 +58,10 @@ def _encode(frames: Frames, fps: int, path: Path, comment: str) -> None:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = X264
-        for frame in frames:
+        for count, frame in enumerate(frames, start=1):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            if count % TELL_FRAMES == 0:
+                encoded(count)
         container.mux(stream.encode(None))
 
 

@@ -18,49 +18,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from webui.engine.base import POISONING, Capabilities, Engine, EngineError, Phase, StoppedError
+from webui.engine.base import POISONING, Capabilities, Engine, EngineError
+from webui.folders import make_folder
 from webui.logs import set_up_logs
-from webui.request import VideoRequest
 from webui.settings import EngineSettings
-from webui.video import sync, write_mp4
+from webui.task import Send, Task
+from webui.video import write_mp4
 
 PR_SET_PDEATHSIG = 1
 EXIT_LOAD_FAILED = 3
 EXIT_POISONED = 4
 
-Send = Callable[[dict[str, Any]], None]
+GPU_SECONDS = 5.0
+
 log = logging.getLogger("webui.worker")  # __name__ is __main__ here
-
-
-class Task:
-    """One generation; the command reader sets `stop`, the engine's thread does the rest."""
-
-    def __init__(self, command: dict[str, Any], send: Send) -> None:
-        self.number: int = command["run"]
-        self.folder: str = command["output_dir"]
-        self.request = VideoRequest(**command["request"])
-        self.stop = threading.Event()
-        self._send = send
-
-    def event(self, event: str, **fields: Any) -> None:
-        self._send({"type": "event", "run": self.number, "event": {"event": event, **fields}})
-
-    def step(self, done: int) -> None:
-        self.event("step", step=done, total_steps=self.request.steps)
-        self.check()
-
-    def phase(self, name: Phase) -> None:
-        self._send({"type": "phase", "run": self.number, "phase": name})
-        self.check()
-
-    def check(self) -> None:
-        if self.stop.is_set():
-            raise StoppedError
 
 
 class Worker:
@@ -83,7 +58,8 @@ class Worker:
             failure = error if isinstance(error, EngineError) else EngineError("MODEL_LOAD_FAIL", _describe(error))
             self._send({"type": "failed", "reason": failure.reason, "message": failure.message})
             return EXIT_LOAD_FAILED
-        threading.Thread(target=self._read_commands, name="commands", daemon=True).start()
+        threading.Thread(target=self._read_commands, args=[capabilities], name="commands", daemon=True).start()
+        threading.Thread(target=self._tell_gpu, name="gpu", daemon=True).start()
         self._send({"type": "ready", "capabilities": asdict(capabilities), "load_seconds": loaded - started})
         log.info("engine ready", extra={"event": "engine_ready", "seconds": round(time.monotonic() - started, 3)})
         while True:
@@ -95,15 +71,24 @@ class Worker:
             write_mp4(self._engine.warm_up(), 8, Path(folder, "video.mp4"))
         self._engine.release()
 
-    def _read_commands(self) -> None:
+    def _tell_gpu(self) -> None:
+        """In a thread of its own: a GPU that hangs may never answer this question."""
+        try:
+            while (gpu := self._engine.gpu()) is not None:
+                self._send({"type": "gpu", "gpu": gpu})
+                time.sleep(GPU_SECONDS)
+        except Exception:  # the generation fails by itself, and says it better
+            log.exception("the GPU tells nothing any more")
+
+    def _read_commands(self, capabilities: Capabilities) -> None:
         current: Task | None = None
         for line in self._commands:
             command = json.loads(line)
             if command["type"] == "generate":
-                current = Task(command, self._send)
+                current = Task(command, self._send, self._settings, capabilities)
                 self._tasks.put(current)
             elif current is not None and command["run"] == current.number:
-                current.stop.set()
+                current.stop(keep=command.get("checkpoint", False))
         os._exit(0)  # the parent closed the pipe or is gone; nobody is left to generate for
 
     def _run(self, task: Task, capabilities: Capabilities) -> str | None:
@@ -113,11 +98,15 @@ class Worker:
             self._generate(task, capabilities)
         except EngineError as error:
             failure = EngineError(error.reason, error.message)
+            if failure.reason == "OOM":
+                task.keep()  # decoding may fit with cheaper settings: its steps need not be done again for that
         except MemoryError:
             failure = EngineError("HOST_OOM", "out of main memory")
         except Exception as error:
             log.exception("generation failed")
             failure = EngineError("UNKNOWN", _describe(error))
+        finally:
+            task.close()
         # Only out here is the traceback gone that keeps the failed call's tensors alive.
         try:
             self._engine.release()
@@ -129,13 +118,17 @@ class Worker:
 
     def _generate(self, task: Task, capabilities: Capabilities) -> None:
         started = time.monotonic()
-        task.event("started", engine=capabilities.engine, total_steps=task.request.steps)
+        resume = task.find_resume(self._engine)
+        resumed_from = resume.step if resume is not None else 0
+        total = task.request.steps
+        task.event("started", engine=capabilities.engine, total_steps=total, resumed_from=resumed_from)
         task.check()
-        clip = self._engine.generate(task.request, task)
-        clip.parameters |= {"engine": capabilities.engine, "fingerprint": capabilities.fingerprint}
+        clip = self._engine.generate(task.request, task, task.memory, resume)
+        clip.parameters |= {"engine": capabilities.engine, "fingerprint": capabilities.fingerprint} | task.made_with()
         task.phase("encode")
         folder = make_folder(Path(self._settings.jobs_dir), task.folder)
-        result = write_mp4(clip, task.request.fps, folder / "video.mp4")
+        path = folder / "video.mp4"
+        result = write_mp4(clip, task.request.fps, path, lambda done: task.phase("encode", done, len(clip.frames)))
         task.check()
         task.event(
             "done",
@@ -143,20 +136,6 @@ class Worker:
             parameters=clip.parameters,
             seconds=round(time.monotonic() - started, 3),
         )
-
-
-def make_folder(root: Path, relative: str) -> Path:
-    """Makes the attempt's folder durable, but never the root: a missing mount must not be papered over."""
-    folder = root
-    for part in Path(relative).parts:
-        parent, folder = folder, folder / part
-        try:
-            folder.mkdir()
-            sync(parent)
-        except FileExistsError:
-            if folder.is_symlink():
-                raise EngineError("UNKNOWN", f"{folder} is a symbolic link") from None
-    return folder
 
 
 def make_engine(settings: EngineSettings) -> Engine:
@@ -211,8 +190,11 @@ def main() -> int:
     set_up_logs(settings.log_level)
     offer_to_oom_killer()
 
+    lock = threading.Lock()
+
     def send(message: dict[str, Any]) -> None:
-        messages.write(json.dumps(message) + "\n")
+        with lock:
+            messages.write(json.dumps(message) + "\n")
 
     try:
         engine = make_engine(settings)

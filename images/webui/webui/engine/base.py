@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from webui.request import VideoRequest
+from webui.request import MemorySettings, VideoRequest
 
 Reason = Literal[
     "OOM",
@@ -55,6 +55,7 @@ class Capabilities:
     motion_module: str
     max_frames: int
     samplers: Sequence[str]
+    vram_mib: int = 0  # 0: not limited, or not known
 
 
 @dataclass
@@ -65,12 +66,25 @@ class Clip:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a generation needs to go on after `step` steps as if it had never stopped.
+
+    The seed is part of it: a request may have left the choice to the engine.
+    """
+
+    step: int
+    seed: int
+    tensors: dict[str, NDArray[Any]]
+
+
 class Control(Protocol):
-    """The engine's way to report; `step` and `check` raise StoppedError when the job is to stop."""
+    """The engine's way to report; every call raises StoppedError when the job is to stop."""
 
-    def step(self, done: int) -> None: ...
+    def step(self, done: int, snapshot: Snapshot | None = None) -> None:
+        """After each step, with the state that may be kept; it lies in main memory, where a hung GPU cannot hold it."""
 
-    def phase(self, name: Phase) -> None: ...
+    def phase(self, name: Phase, part: int = 0, parts: int = 0) -> None: ...
 
     def check(self) -> None: ...
 
@@ -80,7 +94,16 @@ class Engine(Protocol):
 
     def warm_up(self) -> Clip: ...
 
-    def generate(self, request: VideoRequest, control: Control) -> Clip: ...
+    def accepts(self, snapshot: Snapshot, request: VideoRequest) -> bool:
+        """Whether the snapshot has the shapes that the request needs; it was made by an equal engine."""
+
+    def generate(
+        self, request: VideoRequest, control: Control, memory: MemorySettings, resume: Snapshot | None = None
+    ) -> Clip:
+        """`memory` holds for this generation alone."""
 
     def release(self) -> None:
         """Gives back what the last generation held, also after a failed one."""
+
+    def gpu(self) -> dict[str, Any] | None:
+        """`name`, `memory_total_mib` and `memory_used_mib`, or None without a GPU."""

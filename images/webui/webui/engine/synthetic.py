@@ -2,9 +2,12 @@
 
 The faults (a JSON object) make it fail on purpose:
 `hang_at_step` n: never finishes step n and ignores cancellation · `crash_at_step` n: dies of SIGSEGV ·
-`kill_at_step` n: dies of SIGKILL, as by the kernel's OOM killer · `oom` n: the first n generations fail with OOM ·
+`kill_at_step` n: dies of SIGKILL, as by the kernel's OOM killer · `hang_in_phase` load, decode or encode ·
+`slow_step_seconds` s: a step takes that long · `oom_above_context` n: OOM unless at most n frames are looked at
+together · `oom_without_tiling`, `oom_without_offload` true: OOM unless that is on · `only_prompt_contains` text: all of
+these only happen to those prompts · `oom` n: the first n generations fail with OOM ·
 `fail_prompt_contains` text, with `reason`: those prompts fail · `load_seconds` s: loading takes that long ·
-`load_error` text: loading fails · `only_prompt_contains` text: hang, crash and kill only happen to those prompts.
+`load_error` text: loading fails · `vram_mib` n, `max_frames` n: claims to have that.
 """
 
 from __future__ import annotations
@@ -20,13 +23,15 @@ from typing import Any, get_args
 import numpy as np
 
 from webui import __version__
-from webui.engine.base import Capabilities, Clip, Control, EngineError, Frames, Reason
-from webui.request import VideoRequest
+from webui.engine.base import Capabilities, Clip, Control, EngineError, Frames, Phase, Reason, Snapshot
+from webui.request import MemorySettings, VideoRequest, context_of
 from webui.settings import EngineSettings
 
 MAX_FRAMES = 128
+STATE_BYTES = 32
 KNOWN_FAULTS = frozenset(
-    {"hang_at_step", "crash_at_step", "kill_at_step", "only_prompt_contains"}
+    {"hang_at_step", "crash_at_step", "kill_at_step", "hang_in_phase", "slow_step_seconds", "only_prompt_contains"}
+    | {"oom_above_context", "oom_without_tiling", "oom_without_offload", "vram_mib", "max_frames"}
     | {"oom", "fail_prompt_contains", "reason", "load_seconds", "load_error"}
 )
 
@@ -51,46 +56,95 @@ class SyntheticEngine:
             synthetic=True,
             checkpoint=self._settings.checkpoint,
             motion_module=self._settings.motion_module,
-            max_frames=MAX_FRAMES,
+            max_frames=self._faults.get("max_frames", MAX_FRAMES),
             samplers=("DDIM",),
+            vram_mib=self._faults.get("vram_mib", 0),
         )
 
     def warm_up(self) -> Clip:
         return Clip(draw_frames(VideoRequest(prompt="warm-up", width=64, height=64, frames=2), seed=0))
 
-    def generate(self, request: VideoRequest, control: Control) -> Clip:
+    def accepts(self, snapshot: Snapshot, request: VideoRequest) -> bool:
+        state = snapshot.tensors.get("state")
+        return state is not None and state.dtype == np.uint8 and state.shape == (STATE_BYTES,)
+
+    def generate(
+        self, request: VideoRequest, control: Control, memory: MemorySettings, resume: Snapshot | None = None
+    ) -> Clip:
         self._generations += 1
         if self._generations <= self._faults.get("oom", 0):
             raise EngineError("OOM", "synthetic fault: out of GPU memory")
         failing = self._faults.get("fail_prompt_contains")
         if failing and failing in request.prompt:
             raise EngineError(self._faults.get("reason", "UNKNOWN"), f"synthetic fault: prompt contains {failing!r}")
-        for step in range(1, request.steps + 1):
-            self._misbehave(step, request.prompt)
-            time.sleep(self._settings.step_seconds)
-            control.step(step)
-        control.phase("decode")
+        faults = self._faults if self._faults.get("only_prompt_contains", "") in request.prompt else {}
         seed = request.seed if request.seed >= 0 else secrets.randbelow(2**63)
-        return Clip(draw_frames(request, seed), request.as_dict() | {"seed": seed, "sampler": "DDIM"})
+        done, state = 0, first_state(request, seed, memory)
+        if resume is not None:
+            done, seed, state = resume.step, resume.seed, resume.tensors["state"].tobytes()
+        _enter(control, "load", faults)
+        _run_out_of_memory(faults, request, memory)
+        while done < request.steps:
+            done += 1
+            _misbehave(faults, done)
+            time.sleep(faults.get("slow_step_seconds", self._settings.step_seconds))
+            state = next_state(state, done)
+            control.step(done, Snapshot(done, seed, {"state": np.frombuffer(state, np.uint8)}))
+        _enter(control, "decode", faults)
+        if faults.get("oom_without_tiling") and not memory.vae_tiling:
+            raise EngineError("OOM", "synthetic fault: out of GPU memory while decoding")
+        frames = draw_frames(request, seed, state)
+        _enter(control, "encode", faults)
+        return Clip(frames, request.as_dict() | {"seed": seed, "sampler": "DDIM"})
 
     def release(self) -> None:
         """Holds nothing between generations."""
 
-    def _misbehave(self, step: int, prompt: str) -> None:
-        if self._faults.get("only_prompt_contains", "") not in prompt:
-            return
-        if step == self._faults.get("crash_at_step"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if step == self._faults.get("kill_at_step"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        while step == self._faults.get("hang_at_step"):
-            time.sleep(60)
+    def gpu(self) -> dict[str, Any] | None:
+        total = self._faults.get("vram_mib")
+        return total and {"name": "synthetic", "memory_total_mib": total, "memory_used_mib": 0}
 
 
-def draw_frames(request: VideoRequest, seed: int) -> Frames:
-    """A disc that travels once around over drifting stripes; colours and speed follow seed and prompt."""
-    digest = hashlib.sha256(f"{seed} {request.prompt} {request.negative_prompt}".encode()).digest()
-    random = np.random.default_rng(list(digest))
+def _enter(control: Control, phase: Phase, faults: dict[str, Any]) -> None:
+    control.phase(phase)
+    while phase == faults.get("hang_in_phase"):
+        time.sleep(60)
+
+
+def _run_out_of_memory(faults: dict[str, Any], request: VideoRequest, memory: MemorySettings) -> None:
+    together = context_of(request, memory) or request.frames
+    if together > faults.get("oom_above_context", together):
+        raise EngineError("OOM", f"synthetic fault: out of GPU memory with {together} frames together")
+    if faults.get("oom_without_offload") and not memory.cpu_offload:
+        raise EngineError("OOM", "synthetic fault: out of GPU memory without offloading")
+
+
+def _misbehave(faults: dict[str, Any], step: int) -> None:
+    if step == faults.get("crash_at_step"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if step == faults.get("kill_at_step"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    while step == faults.get("hang_at_step"):
+        time.sleep(60)
+
+
+def first_state(request: VideoRequest, seed: int, memory: MemorySettings) -> bytes:
+    text = f"{seed} {context_of(request, memory)} {request.prompt} {request.negative_prompt}"
+    return hashlib.sha256(text.encode()).digest()
+
+
+def next_state(state: bytes, step: int) -> bytes:
+    """As a model's latents do, the state depends on every step before: none can be left out or done twice."""
+    return hashlib.sha256(state + step.to_bytes(4, "big")).digest()
+
+
+def draw_frames(request: VideoRequest, seed: int, state: bytes | None = None) -> Frames:
+    """A disc that travels once around over drifting stripes; colours and speed follow the state after the last step."""
+    if state is None:
+        state = first_state(request, seed, MemorySettings())
+        for step in range(1, request.steps + 1):
+            state = next_state(state, step)
+    random = np.random.default_rng(list(state))
     colours = random.integers(40, 256, size=(2, 3))
     angle, waves = random.uniform(0, 2 * np.pi), random.integers(2, 6)
     y, x = np.mgrid[0 : request.height, 0 : request.width].astype(np.float32)
