@@ -71,6 +71,19 @@ class RedisServer:
     def kill(self) -> None:
         self._container.get_wrapped_container().kill()
 
+    def pause(self) -> None:
+        """It stands still, and its connections stay open."""
+        self._container.get_wrapped_container().pause()
+
+    def unpause(self) -> None:
+        self._container.get_wrapped_container().unpause()
+
+    def freeze(self) -> None:
+        self._container.get_wrapped_container().pause()
+
+    def thaw(self) -> None:
+        self._container.get_wrapped_container().unpause()
+
     def start(self) -> None:
         self._container.get_wrapped_container().start()
         self._wait_until_ready()

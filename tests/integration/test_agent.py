@@ -49,10 +49,15 @@ class Peer:
         self.plan: list[str] = []
         self.requests: list[dict[str, object]] = []
         self.interrupted: list[object] = []
+        self.interrupts: list[dict[str, object]] = []
+        self.capabilities: dict[str, object] | None = None
+        self.fingerprint = "f"
         self.busy: str | None = None
         self.ready = True
         self.closed_early = asyncio.Event()
         self.go_on = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self.checkpoint_step: int | None = None
         self._talks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -78,15 +83,18 @@ class Peer:
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             path = head.split(" ", 2)[1]
             if path == "/internal/ping":
-                facts = {"status": "ok" if self.ready else "loading", "engine": "peer", "fingerprint": "f",
-                         "busy": self.busy, "progress_age_seconds": 0}  # fmt: skip
+                facts = {"status": "ok" if self.ready else "loading", "engine": "peer",
+                         "fingerprint": self.fingerprint, "busy": self.busy, "progress_age_seconds": 0,
+                         "capabilities": self.capabilities}  # fmt: skip
                 self._answer(writer, 200 if self.ready else 503, facts)
             elif headers.get("authorization") != f"bearer {TOKEN}":
                 self._answer(writer, 401, {"detail": "no token"})
             elif path == "/internal/interrupt":
                 self.interrupted.append(json.loads(body)["job"])
+                self.interrupts.append(json.loads(body))
                 self.busy = None
-                self._answer(writer, 200, {})
+                self.stopped.set()
+                self._answer(writer, 200, {"stopped": True, "checkpoint_step": self.checkpoint_step})
             else:
                 await self._generate(json.loads(body), reader, writer)
         writer.close()
@@ -102,8 +110,12 @@ class Peer:
     ) -> None:
         self.requests.append(body)
         fault = self.plan.pop(0) if self.plan else "ok"
-        if fault.isdecimal():
-            self._answer(writer, int(fault), {"detail": "refused on purpose"})
+        if fault == "slow start":
+            await asyncio.sleep(0.3)
+        if fault == "422 of another model":
+            self.fingerprint = "another"
+        if fault[:3].isdecimal():
+            self._answer(writer, int(fault[:3]), {"detail": "refused on purpose"})
             return
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n")
 
@@ -140,6 +152,11 @@ class Peer:
             if gone.done():
                 self.closed_early.set()
             return gone.done()
+        elif fault == "done when interrupted":
+            while not self.stopped.is_set():
+                send(event="alive", phase="encode", progress_age_seconds=0)
+                await asyncio.sleep(0.05)
+            return False
         elif fault.isupper():
             send(event="error", reason=fault, message="on purpose")
         else:
@@ -421,7 +438,7 @@ async def test_a_job_survives_an_outage_of_redis(peer: Peer, images: str) -> Non
             await queue.close()
 
 
-def start_process(peer: Peer, server: RedisServer, folder: Path, worker: str) -> subprocess.Popen[bytes]:
+def start_process(peer: Peer, server: RedisServer, folder: Path, worker: str, **more: str) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     (folder / "redis_password").write_text(PASSWORD)
     (folder / "cluster_token").write_text(TOKEN)
@@ -431,6 +448,7 @@ def start_process(peer: Peer, server: RedisServer, folder: Path, worker: str) ->
         "APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{server.port}", "APPLIANCE_JOBS_DIR": str(peer.jobs_dir),
         "APPLIANCE_LEASE_SECONDS": "1", "APPLIANCE_BEAT_SECONDS": "0.1", "APPLIANCE_WORKER": worker,
         "APPLIANCE_WEBUI_URL": f"http://127.0.0.1:{peer.port}", "APPLIANCE_DRAIN_SECONDS": "1",
+        **more,
     }  # fmt: skip
     return subprocess.Popen([sys.executable, "-m", "appliance", "agent"], env=environment)
 

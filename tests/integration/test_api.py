@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -20,16 +19,16 @@ from redis.asyncio import Redis
 
 from appliance import keys, storage
 from appliance.api.app import create_app
-from appliance.job import attempt_folder
+from appliance.api.ticker import Ticker
+from appliance.job import MAX_PIXEL_FRAMES, attempt_folder
 from appliance.queue import CommitAnswer, FailKind, Queue
 from appliance.redis_link import RedisLink
 from appliance.settings import Address, ApiSettings, Common
+from tests.integration.api_process import KEYS, client_of, running_api, write_keys
 from tests.integration.redis_server import (  # noqa: F401
     FAST,
-    PASSWORD,
-    SERVICES,
     RedisServer,
-    free_ports,
+    add,
     queue,
     redis,
     redis_server,
@@ -37,17 +36,12 @@ from tests.integration.redis_server import (  # noqa: F401
 )
 
 pytestmark = pytest.mark.docker
-
-KEYS = {"ada": "ada-key", "bob": "bob-key", "root": "root-key"}
+ABOUT = {"boot_id": "b", "state": "idle", "engine": "synthetic", "fingerprint": "f", "synthetic": "1"}
 
 
 @pytest.fixture
 def api_settings(redis_server: RedisServer, tmp_path: Path) -> ApiSettings:
-    lines = [
-        f"{name}:{'operator' if name == 'root' else 'user'}:{hashlib.sha256(key.encode()).hexdigest()}"
-        for name, key in KEYS.items()
-    ]
-    (tmp_path / "api_keys").write_text("# keys\n" + "\n".join(lines) + "\n")
+    write_keys(tmp_path / "api_keys")
     common = Common("api", "test", "info", tmp_path)
     listen = Address("127.0.0.1", 0)
     return ApiSettings(common, redis_server.settings, FAST, listen, tmp_path / "jobs", tmp_path / "api_keys")
@@ -85,6 +79,78 @@ async def test_submit_read_list_cancel(api: httpx.AsyncClient) -> None:
     assert (await api.delete(f"/api/v1/jobs/{job['id']}")).json()["state"] == "cancelled"
 
 
+async def test_a_job_has_a_budget_of_pixels(api: httpx.AsyncClient) -> None:
+    big = {"prompt": "a", "width": 1024, "height": 1024}
+    response = await api.post("/api/v1/jobs", json={**big, "frames": 65})
+    assert_problem(response, 422, "job-too-large")
+    assert response.json()["max_pixel_frames"] == MAX_PIXEL_FRAMES
+    assert "at most 64 frames" in response.json()["detail"]
+    assert (await api.post("/api/v1/jobs", json={**big, "frames": 64})).status_code == 202
+
+
+async def test_a_job_that_no_worker_can_run_is_refused_at_once(api: httpx.AsyncClient, queue: Queue) -> None:
+    wanted = {"prompt": "a", "model": "toon", "frames": 100}
+    assert (await api.post("/api/v1/jobs", json=wanted)).status_code == 202  # nobody has told what there is
+    await queue.register("gpu-01/0", **ABOUT, capabilities='{"models": ["real"], "max_frames": 32}')
+    response = await api.post("/api/v1/jobs", json=wanted)
+    assert_problem(response, 422, "no-worker-fits")
+    assert response.json()["missing"] == ["model", "frames"]
+    assert "model 'toon'" in response.json()["detail"]
+    await queue.register("gpu-02/0", **ABOUT, capabilities='{"models": ["toon"], "max_frames": 32}')
+    await queue.register("gpu-03/0", **ABOUT, capabilities='{"models": ["real"], "max_frames": 128}')
+    response = await api.post("/api/v1/jobs", json=wanted)
+    assert_problem(response, 422, "no-worker-fits")
+    assert response.json()["missing"] == []
+    assert "no single worker" in response.json()["detail"]
+    assert (await api.post("/api/v1/jobs", json={"prompt": "a", "model": "toon"})).status_code == 202
+
+
+async def test_a_dead_job_is_tried_again(api: httpx.AsyncClient, queue: Queue) -> None:
+    job_id = (await api.post("/api/v1/jobs", json={"prompt": "a"})).json()["id"]
+    url = f"/api/v1/jobs/{job_id}"
+    assert_problem(await api.post(f"{url}/retry"), 409, "not-dead")
+    await queue.fail(await take(queue), FailKind.PERMANENT, "OOM", "needs more memory than any GPU has")
+    assert (await api.get(url)).json()["state"] == "dead"
+    assert_problem(await api.post(f"{url}/retry", headers=as_user("bob")), 404, "no-such-job")
+    for _ in range(2):
+        response = await api.post(f"{url}/retry")
+        assert (response.status_code, response.json()["state"]) == (202, "queued")
+        assert response.headers["location"] == url
+    view = (await api.get(url)).json()
+    assert (view["state"], view["error"]) == ("queued", None)
+
+
+async def test_a_dead_jobs_request_may_be_gone(api: httpx.AsyncClient, queue: Queue, redis: Redis) -> None:
+    job_id = (await api.post("/api/v1/jobs", json={"prompt": "a"})).json()["id"]
+    await queue.fail(await take(queue), FailKind.PERMANENT, "INVALID_INPUT", "no such sampler")
+    await redis.delete(keys.request(job_id))
+    assert_problem(await api.post(f"/api/v1/jobs/{job_id}/retry"), 409, "request-gone")
+
+
+async def test_a_job_tells_what_became_of_its_attempts(api: httpx.AsyncClient, queue: Queue) -> None:
+    url = f"/api/v1/jobs/{(await api.post('/api/v1/jobs', json={'prompt': 'a'})).json()['id']}"
+    claim = await take(queue, "gpu-01/0")
+    await queue.beat(claim, 12, 40, "step", memory="context 12", resumed_from=4, checkpoint_step=10)
+    view = (await api.get(url)).json()
+    assert (view["checkpoint_step"], view["resumed_from"]) == (10, 4)
+    assert view["progress"] == {"step": 12, "total_steps": 40, "phase": "step", "memory": "context 12"}
+    await queue.fail(claim, FailKind.OOM, "OOM", "CUDA out of memory")
+    attempts = (await api.get(url)).json()["attempts"]
+    assert (attempts["total"], attempts["oom"]) == (1, 1)
+    (attempt,) = attempts["history"]
+    assert attempt.pop("at") == pytest.approx(time.time(), abs=60)
+    assert attempt == {
+        "fence": claim.fence,
+        "worker": "gpu-01/0",
+        "kind": "oom",
+        "reason": "OOM",
+        "message": "CUDA out of memory",
+        "memory": "context 12",
+        "step": 12,
+        "resumed_from": 4,
+    }
+
+
 async def test_idempotency_over_http(api: httpx.AsyncClient) -> None:
     key = {"Idempotency-Key": "k"}
     first = await api.post("/api/v1/jobs", json={"prompt": "a", "steps": 5}, headers=key)
@@ -109,6 +175,9 @@ async def test_a_full_queue_says_when_to_come_back(api: httpx.AsyncClient) -> No
         ({"prompt": "a", "width": 65}, "width"),
         ({"prompt": "a", "steps": 151}, "steps"),
         ({"prompt": "a", "seed": 2**63}, "seed"),
+        ({"prompt": "a", "steps": "20"}, "steps"),
+        ({"prompt": "a", "steps": True}, "steps"),
+        ({"prompt": "a", "closed_loop": 1}, "closed_loop"),
         ({"prompt": "a", "model": "../secret"}, "model"),
         ({"prompt": "a" * 4001}, "prompt"),
         ({"prompt": "a", "metadata": {"x": "y" * 5000}}, "metadata"),
@@ -241,8 +310,7 @@ async def test_events_stream_and_resume(api: httpx.AsyncClient, queue: Queue, ap
 
 
 async def test_the_cluster_shows_workers_and_counts(api: httpx.AsyncClient, queue: Queue) -> None:
-    about = {"boot_id": "b", "state": "idle", "engine": "synthetic", "fingerprint": "f", "synthetic": "1"}
-    await queue.register("gpu-01/0", **about)
+    await queue.register("gpu-01/0", **ABOUT)
     await api.post("/api/v1/jobs", json={"prompt": "a"})
     await queue.fail(await take(queue, "gpu-01/0"), FailKind.CRASH, "GPU_LOST", "fell off the bus")
     cluster = (await api.get("/api/v1/cluster")).json()
@@ -251,10 +319,38 @@ async def test_the_cluster_shows_workers_and_counts(api: httpx.AsyncClient, queu
     assert cluster["failures_last_hour"] == {"GPU_LOST": 1}
 
 
+async def test_the_cluster_shows_what_workers_can_do_and_operators_its_events(
+    api: httpx.AsyncClient, queue: Queue
+) -> None:
+    gpu = {"name": "RTX 4090", "memory_total_mib": 24564, "memory_used_mib": 900}
+    can = {"models": ["toon"], "motion_modules": [], "vram_mib": 24564, "max_frames": 32}
+    about = {**ABOUT, "capabilities": json.dumps(can)}
+    await queue.register("gpu-01/0", **about, gpu=json.dumps(gpu))
+    await queue.register("gpu-01/1", **about, gpu='{"name": 7}')
+    cluster = (await api.get("/api/v1/cluster")).json()
+    assert cluster["events"] is None
+    assert [worker["gpu"] for worker in cluster["workers"]] == [gpu, None]
+    assert cluster["workers"][0]["capabilities"] == can
+    events = (await api.get("/api/v1/cluster", headers=as_user("root"))).json()["events"]
+    assert [(event["type"], event["worker"], event["job"]) for event in events][:1] == [("worker_up", "gpu-01/0", None)]
+    assert events[0]["at"] == pytest.approx(time.time(), abs=60)
+
+
+async def test_the_ticker_repairs_the_records_and_says_so(
+    queue: Queue, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = await add(queue)
+    await redis.zrem(keys.ready(), job_id)  # as if a failover had cut a script in two
+    await Ticker(queue).tick_once()
+    assert (await take(queue)).job_id == job_id
+    assert "records of the queue repaired: requeued 1" in caplog.text
+
+
 async def test_unknown_paths_and_methods_are_problems(api: httpx.AsyncClient) -> None:
     assert_problem(await api.get("/nowhere"), 404, "not-found")
     response = await api.put("/api/v1/jobs")
     assert_problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == "GET, POST"
     assert (await api.get("/api/v1/openapi.json")).json()["paths"]["/api/v1/jobs"]["post"]
 
 
@@ -269,46 +365,16 @@ async def test_bugs_are_hidden_from_clients(
 async def test_the_api_process_ends_open_streams_and_exits_0(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:
-    (tmp_path / "redis_password").write_text(PASSWORD)
-    (tmp_path / "api_keys").write_text(f"ada:user:{hashlib.sha256(b'ada-key').hexdigest()}\n")
-    (port,) = free_ports(1)
-    environment = {
-        "PYTHONPATH": str(SERVICES),
-        "APPLIANCE_SECRETS_DIR": str(tmp_path),
-        "APPLIANCE_NODE_NAME": "test",
-        "APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}",
-        "APPLIANCE_REDIS_USERNAME": "default",
-        "APPLIANCE_LISTEN": f"127.0.0.1:{port}",
-    }
-    process = subprocess.Popen([sys.executable, "-m", "appliance", "api"], env=environment)  # noqa: ASYNC220
-    try:
-        async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", headers=as_user("ada"), trust_env=False
-        ) as client:
-            await wait_until_ready(client)
+    async with contextlib.AsyncExitStack() as client_side:
+        where = {"APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}"}
+        async with running_api(tmp_path, where) as url:
+            client = await client_side.enter_async_context(client_of(url, "ada"))
             job_id = (await client.post("/api/v1/jobs", json={"prompt": "a"})).json()["id"]
-            async with client.stream("GET", f"/api/v1/jobs/{job_id}/events") as stream:
-                lines = stream.aiter_lines()
-                while await lines.__anext__() != "event: queued":
-                    pass
-                process.terminate()
-                assert [line async for line in lines][-1] == ""
-        assert process.wait(5) == 0
-    finally:
-        process.kill()
-        process.wait(5)
-
-
-async def wait_until_ready(client: httpx.AsyncClient) -> None:
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            if (await client.get("/readyz")).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, "the api was not ready within 15 s"
-        await asyncio.sleep(0.1)
+            stream = await client_side.enter_async_context(client.stream("GET", f"/api/v1/jobs/{job_id}/events"))
+            lines = stream.aiter_lines()
+            while await lines.__anext__() != "event: job":
+                pass
+        assert [line async for line in lines][-1] == ""
 
 
 async def test_without_redis_the_api_says_so(api_settings: ApiSettings) -> None:

@@ -263,12 +263,12 @@ async def test_a_release_is_free(queue: Queue) -> None:
     assert (job.state, job.crashes, job.errors, job.ooms) == (JobState.QUEUED, 0, 0, 0)
 
 
-@pytest.mark.parametrize("kind", [FailKind.ERROR, FailKind.OOM])
-async def test_errors_are_delayed_then_dead(queue: Queue, redis: Redis, kind: FailKind) -> None:
+@pytest.mark.parametrize(("kind", "budget"), [(FailKind.ERROR, FAST.error_budget), (FailKind.OOM, FAST.oom_budget)])
+async def test_errors_are_delayed_then_dead(queue: Queue, redis: Redis, kind: FailKind, budget: int) -> None:
     job_id = await add(queue)
-    for attempt in range(1, 4):
+    for attempt in range(1, budget + 1):
         settled = await queue.fail(await take(queue), kind, "OOM", "too big")
-        assert settled.state is (JobState.DEAD if attempt == 3 else JobState.DELAYED)
+        assert settled.state is (JobState.DEAD if attempt == budget else JobState.DELAYED)
         if settled.state is JobState.DELAYED:
             due = await redis.zscore(keys.DELAYED, job_id)
             now, _ = await redis.time()

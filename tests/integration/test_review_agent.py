@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -45,12 +46,12 @@ class Studio:
     async def ping(self) -> Ping:
         return Ping(ready=True, status="ok")
 
-    async def interrupt(self, job_id: str) -> None:
+    async def interrupt(self, job_id: str, fence: int, **_: object) -> None:
         pass
 
     @asynccontextmanager
-    async def generate(self, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        yield self._events(body)
+    async def generate(self, body: bytes) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        yield self._events(json.loads(body))
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         yield {"event": "started", "total_steps": 1}
@@ -86,7 +87,8 @@ def settings_for(jobs_dir: Path, server: RedisServer, worker: str = "a/0", patie
 
 
 def attempt(settings: AgentSettings, queue: Queue, claim: Claim, studio: Studio) -> asyncio.Task[Ending]:
-    made = Attempt(settings, queue, studio, claim, asyncio.Event())  # type: ignore[arg-type]
+    ping = Ping(ready=True, status="ok")
+    made = Attempt(settings, queue, studio, claim, ping=ping, drain_over=asyncio.Event())  # type: ignore[arg-type]
     return asyncio.create_task(made.run())
 
 
@@ -135,7 +137,7 @@ async def test_a_zombie_that_had_committed_leaves_its_result_to_the_adopter(
         await thaw.wait()
         return await queue.commit(claim, result, adopted=adopted)
 
-    async def frozen_beat(*_: object) -> None:
+    async def frozen_beat(*_: object, **__: object) -> None:
         await asyncio.sleep(3600)
 
     zombie = attempt(settings_for(jobs_dir, redis_server), zombie_queue, claim, Studio(jobs_dir))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+DEFAULT_CLASS: Final = "default"
 METADATA_LIMIT_BYTES: Final = 4096
 METADATA_LIMIT_LEVELS: Final = 100  # pydantic's serializer gives up at about 250
 INIT_IMAGE_LIMIT_CHARS: Final = 15 * 1024 * 1024
+MAX_PIXEL_FRAMES: Final = 64 * 1024 * 1024  # width x height x frames: 64 frames of 1024², 128 of 720²
 
 
 class JobState(str, Enum):
@@ -27,17 +33,18 @@ class JobState(str, Enum):
 
     @property
     def is_final(self) -> bool:
-        return not TRANSITIONS[self]
+        """Nothing that the cluster does by itself leads out of it."""
+        return self in (JobState.DONE, JobState.CANCELLED, JobState.DEAD)
 
 
-# Any waiting job may die too: its deadline can pass before a worker is free.
+# Any waiting job may die too: its deadline can pass before a worker is free. Only a dead one can be asked for again.
 TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.DEAD}),
     JobState.DELAYED: frozenset({JobState.QUEUED, JobState.CANCELLED, JobState.DEAD}),
     JobState.RUNNING: frozenset({JobState.DONE, JobState.DELAYED, JobState.QUEUED, JobState.CANCELLED, JobState.DEAD}),
     JobState.DONE: frozenset(),
     JobState.CANCELLED: frozenset(),
-    JobState.DEAD: frozenset(),
+    JobState.DEAD: frozenset({JobState.QUEUED}),
 }
 
 
@@ -86,11 +93,28 @@ ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\
 Pixels = Annotated[int, Field(ge=64, le=1024, multiple_of=8)]
 
 
+NUMBERS: Final = (
+    *("width", "height", "frames", "fps", "steps", "cfg_scale", "seed", "deadline_seconds"),
+    *("context_batch_size", "context_stride", "context_overlap"),
+)
+
+
+def require_number(value: object) -> object:
+    if isinstance(value, (bool, str)):
+        raise ValueError("is not a number")
+    return value
+
+
 class Lora(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: ModelName
     weight: float = Field(1.0, ge=-4, le=4)
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _refuse_texts_for_numbers(cls, value: object) -> object:
+        return require_number(value)
 
 
 class JobRequest(BaseModel):
@@ -115,11 +139,17 @@ class JobRequest(BaseModel):
     context_batch_size: int | None = Field(None, ge=1, le=128)
     context_stride: int | None = Field(None, ge=1, le=16)
     context_overlap: int | None = Field(None, ge=-1, le=127)
-    closed_loop: bool = False
+    closed_loop: bool = Field(False, strict=True)
     format: list[OutputFormat] = Field(default_factory=lambda: [OutputFormat.MP4], min_length=1, max_length=4)
     priority: Priority = Priority.NORMAL
     deadline_seconds: float | None = Field(None, gt=0, le=7 * 86400)
     metadata: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"maxProperties": 256})
+
+    @field_validator(*NUMBERS, mode="before")
+    @classmethod
+    def _refuse_texts_for_numbers(cls, value: object) -> object:
+        """Nothing is silently read as something else; but JSON knows one kind of number, so 20.0 is a whole one."""
+        return require_number(value)
 
     @field_validator("format", mode="before")
     @classmethod
@@ -156,10 +186,110 @@ def nesting(value: object) -> int:
     return levels
 
 
+def pixel_frames(request: JobRequest) -> int:
+    """What a video costs in memory and storage, whatever its shape."""
+    return request.width * request.height * request.frames
+
+
 def estimate_cost_ms(request: JobRequest) -> int:
     """GPU milliseconds on the reference card: 16 frames of 512² in 20 steps are taken as 10 s. Only ratios matter."""
     pixels = request.width * request.height / 512**2
     return max(100, round(10_000 * pixels * (request.frames / 16) * (request.steps / 20)))
+
+
+# What AnimateDiff on Stable Diffusion 1.5 takes in half precision: the models, then this much per 16 frames of 512².
+MODELS_MIB: Final = 3584
+CONTEXT_MIB: Final = 3072
+CONTEXT_FRAMES: Final = 16  # frames looked at together, unless the request says otherwise
+VRAM_STEP_MIB: Final = 2048
+VRAM_PLAIN_MIB: Final = 8192  # every worker is expected to have this much
+FRAME_CLASSES: Final = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a worker must have to run a job. The empty Needs is every plain job's; None and 0 stand for no need."""
+
+    model: str | None = None
+    motion_module: str | None = None
+    vram_mib: int = 0
+    frames: int = 0
+
+    def to_json(self) -> str:
+        """One spelling per meaning; what is not needed is not named."""
+        named = {name: value for name, value in vars(self).items() if value}
+        return json.dumps(named, sort_keys=True, separators=(",", ":"))
+
+    def worker_class(self) -> str:
+        if self == Needs():
+            return DEFAULT_CLASS
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a worker can run. None stands for anything, 0 for no limit known (a CPU has no GPU memory to run out of)."""
+
+    models: tuple[str, ...] | None = None
+    motion_modules: tuple[str, ...] | None = None
+    vram_mib: int = 0
+    max_frames: int = 0
+
+    @classmethod
+    def parse(cls, raw: object) -> Capabilities:
+        """From a webui's ping. Whatever is not understood is taken as not limited: the webui itself refuses too."""
+        if not isinstance(raw, Mapping):
+            return cls()
+        return cls(
+            models=_names(raw.get("models")),
+            motion_modules=_names(raw.get("motion_modules")),
+            vram_mib=_count(raw.get("vram_mib")),
+            max_frames=_count(raw.get("max_frames")),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it; what would be None is left out."""
+        named = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+    def lacks(self, needs: Needs) -> tuple[str, ...]:
+        """The names of the needs that are not met."""
+        lacking = {
+            "model": needs.model is not None and self.models is not None and needs.model not in self.models,
+            "motion_module": needs.motion_module is not None
+            and self.motion_modules is not None
+            and needs.motion_module not in self.motion_modules,
+            "vram_mib": 0 < self.vram_mib < needs.vram_mib,
+            "frames": 0 < self.max_frames < needs.frames,
+        }
+        return tuple(name for name, lacks in lacking.items() if lacks)
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, (list, tuple)) else None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def needs_of(request: JobRequest) -> Needs:
+    together = min(request.frames, request.context_batch_size or CONTEXT_FRAMES)
+    pixels = request.width * request.height / 512**2
+    vram = MODELS_MIB + CONTEXT_MIB * pixels * together / 16
+    window = min(request.frames, request.context_batch_size or request.frames)  # what the motion module sees at once
+    frames = next(limit for limit in FRAME_CLASSES if window <= limit)
+    return Needs(
+        model=request.model,
+        motion_module=request.motion_module,
+        vram_mib=0 if vram <= VRAM_PLAIN_MIB else math.ceil(vram / VRAM_STEP_MIB) * VRAM_STEP_MIB,
+        frames=0 if frames == FRAME_CLASSES[0] else frames,
+    )
+
+
+def resolution_of(request: JobRequest) -> str:
+    """The bucket under which run times are averaged."""
+    return f"{request.width}x{request.height}"
 
 
 def describe_for_log(request: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from appliance.job import DEFAULT_CLASS
+
 TAG = "{q}"
 
 READY = f"{TAG}:ready"
@@ -18,6 +20,9 @@ EPOCH = f"{TAG}:epoch"
 STATS = f"{TAG}:stats"
 WORKERS = f"{TAG}:workers"
 ALL_JOBS = f"{TAG}:jobs"
+CLASSES = f"{TAG}:classes"
+TRASH = f"{TAG}:trash"
+CONTROL = f"{TAG}:ctl"  # a pub/sub channel
 WRITE_PROBE = f"{TAG}:probe"
 
 JOB_PREFIX = f"{TAG}:j:"
@@ -28,30 +33,32 @@ USER_JOBS_PREFIX = f"{TAG}:jobs:"
 IDEMPOTENCY_PREFIX = f"{TAG}:idem:"
 
 RUN_GROUP = "g"
-DEFAULT_CLASS = "default"
 
-# Passed as KEYS to every script in this order; scripts/shared.lua gives each its name again.
-SCRIPT_KEYS = (
-    READY,
-    VIRTUAL_FINISH,
-    DELAYED,
-    LEASE,
-    DONE,
-    DEADLINE,
-    RUN,
-    WAKE,
-    EVENTS,
-    DEAD,
-    EPOCH,
-    STATS,
-    WORKERS,
-    ALL_JOBS,
-    JOB_PREFIX,
-    REQUEST_PREFIX,
-    JOB_EVENTS_PREFIX,
-    WORKER_PREFIX,
-    USER_JOBS_PREFIX,
-)
+# The names that the Lua scripts have for them: table K.
+SCRIPT_KEYS = {
+    "ready": READY,
+    "vft": VIRTUAL_FINISH,
+    "delayed": DELAYED,
+    "lease": LEASE,
+    "done": DONE,
+    "deadline": DEADLINE,
+    "run": RUN,
+    "wake": WAKE,
+    "ev": EVENTS,
+    "dead": DEAD,
+    "epoch": EPOCH,
+    "stats": STATS,
+    "workers": WORKERS,
+    "all": ALL_JOBS,
+    "classes": CLASSES,
+    "trash": TRASH,
+    "ctl": CONTROL,
+    "j": JOB_PREFIX,
+    "p": REQUEST_PREFIX,
+    "jev": JOB_EVENTS_PREFIX,
+    "w": WORKER_PREFIX,
+    "ujobs": USER_JOBS_PREFIX,
+}
 
 
 def ready(worker_class: str = DEFAULT_CLASS) -> str:

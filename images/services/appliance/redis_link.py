@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import redis.exceptions as wire
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from appliance.errors import QueueError, QueueUnavailable, UnsafeRedis
+from appliance.sentinels import Sentinels, close_quietly
 from appliance.settings import Address, RedisSettings
 
 log = logging.getLogger(__name__)
@@ -40,18 +43,36 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, wire.ResponseError) and any(word in str(error)[:160] for word in FAILOVER_WORDS)
 
 
+MOST_PATIENCE_SECONDS = 2.0
+SHORT_TRIES = 4
+
+
+class TlsConnection(SSLConnection):
+    """With our context: redis-py makes one per connection, for 0.15 s, which trusts every public authority as well."""
+
+    def __init__(self, *, context: ssl.SSLContext, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.ssl_context.context = context
+
+
 class RedisLink:
     """Holds a client for the current master. `run` is the only way in, so every failure leads to rediscovery."""
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
+        # The server's certificate must be of the cluster's own authority, and for the address we call.
+        self._tls = ssl.create_default_context(cafile=settings.ca) if settings.ca else None
+        self._timeouts = 0
         self._client: Redis | None = None
         self._connecting: asyncio.Task[Redis] | None = None
+        self._sentinels = Sentinels(settings.sentinels, settings.sentinel_master, self._open)
+        self.last_success = time.monotonic()
+        """When Redis last did what it was asked to; the start counts as one."""
 
     async def run(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
         client = await self.client()
         try:
-            return await operation(client)
+            result = await operation(client)
         except QueueUnavailable:
             # Too few replicas answered: this may be a master that everybody else has left.
             await self.drop(client)
@@ -64,6 +85,19 @@ class RedisLink:
             if not isinstance(error, wire.OutOfMemoryError):  # full, but the right one, and the others' calls go on
                 await self.drop(client)
             raise QueueUnavailable(f"Redis failed: {error or type(error).__name__}") from error
+        self.last_success = time.monotonic()
+        return result
+
+    @property
+    def most_replicas(self) -> int:
+        """There is one Sentinel beside each Redis."""
+        return max(0, len(self._settings.sentinels) - 1)
+
+    async def confirm(self, client: Redis) -> None:
+        """To be called inside an operation, after WAIT: QueueUnavailable while the Sentinels replace its master."""
+        if self._settings.sentinels:
+            reached = client.connection_pool.connection_kwargs
+            await self._sentinels.confirm(Address(reached["host"], reached["port"]))
 
     async def client(self) -> Redis:
         """One try at a time, and its end is everybody's: a line of callers would wait for as many tries."""
@@ -91,39 +125,54 @@ class RedisLink:
             await asyncio.wait({self._connecting})
         if self._client is not None:
             await self.drop(self._client)
+        await self._sentinels.close()
 
     async def _connect(self) -> Redis:
-        address = self._settings.address or await self._ask_sentinels()
+        address = self._settings.address or await self._sentinels.master()
         client = self._open(address)
         try:
-            await self._require_safe_master(client, address)
+            # A frozen master takes connections and says nothing; by the next try there may be another.
+            check = self._require_safe_master(client, address)
+            await asyncio.wait_for(check, self._patience())
         except (UnsafeRedis, asyncio.CancelledError):
             await close_quietly(client)
             raise
         except Exception as error:
             await close_quietly(client)
+            if isinstance(error, (wire.TimeoutError, asyncio.TimeoutError)):
+                self._timeouts += 1
             if isinstance(error, (wire.RedisError, OSError, asyncio.TimeoutError)):
                 raise QueueUnavailable(
                     f"Redis at {address} does not answer: {error or type(error).__name__}"
                 ) from error
             raise
+        self._timeouts = 0
         log.info("using Redis at %s", address)
         return client
 
+    def _patience(self) -> float:
+        """Seconds for a new connection. A failover is over after a few tries; one that is only slow, as everything is
+        on a busy machine, would never be connected to without more."""
+        more = 2.0 ** max(0, self._timeouts - SHORT_TRIES)
+        return min(self._settings.connect_timeout_seconds * more, MOST_PATIENCE_SECONDS)
+
     def _open(self, address: Address) -> Redis:
         settings = self._settings
-        return Redis(
+        tls: dict[str, Any] = {"connection_class": TlsConnection, "context": self._tls} if self._tls else {}
+        pool = ConnectionPool(
             host=address.host,
             port=address.port,
             username=settings.username,
             password=settings.password.reveal(),
             socket_timeout=settings.socket_timeout_seconds,
-            socket_connect_timeout=settings.connect_timeout_seconds,
+            socket_connect_timeout=max(self._patience(), MOST_PATIENCE_SECONDS / 2),
             # redis-py's own retries would hide a failover for seconds; we decide when to try again, and where.
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
             protocol=2,
+            **tls,
         )
+        return Redis.from_pool(pool)
 
     async def _require_safe_master(self, client: Redis, address: Address) -> None:
         replication: dict[str, Any] = await client.info("replication")
@@ -136,38 +185,3 @@ class RedisLink:
                 f"Redis at {address} has maxmemory-policy {policy!r}: it would throw accepted jobs away when memory "
                 "runs short. Set `maxmemory-policy noeviction` in its redis.conf and restart it"
             )
-
-    async def _ask_sentinels(self) -> Address:
-        """Asks all and believes the highest configuration epoch: an isolated Sentinel still names the old master."""
-        answers = await asyncio.gather(*(self._ask_one(sentinel) for sentinel in self._settings.sentinels))
-        known = [answer for answer in answers if answer is not None]
-        if not known:
-            asked = ", ".join(str(sentinel) for sentinel in self._settings.sentinels)
-            raise QueueUnavailable(f"no Sentinel knows {self._settings.sentinel_master!r} (asked {asked})")
-        return max(known, key=lambda answer: answer[0])[1]
-
-    async def _ask_one(self, sentinel: Address) -> tuple[int, Address] | None:
-        client = self._open(sentinel)
-        try:
-            raw = await asyncio.wait_for(
-                _execute(client, "SENTINEL", "MASTER", self._settings.sentinel_master),
-                self._settings.socket_timeout_seconds,
-            )
-        except (wire.RedisError, OSError, asyncio.TimeoutError) as error:
-            log.debug("Sentinel %s: %s", sentinel, error)
-            return None
-        finally:
-            await close_quietly(client)
-        facts = raw if isinstance(raw, dict) else dict(zip(raw[::2], raw[1::2], strict=False))
-        return int(facts["config-epoch"]), Address(str(facts["ip"]), int(facts["port"]))
-
-
-async def close_quietly(client: Redis) -> None:
-    try:
-        await asyncio.wait_for(client.aclose(), 1.0)
-    except (wire.RedisError, OSError, asyncio.TimeoutError, RuntimeError) as error:
-        log.debug("closing a Redis client: %s", error)
-
-
-async def _execute(client: Redis, *words: str) -> Any:
-    return await client.execute_command(*words)  # type: ignore[no-untyped-call]

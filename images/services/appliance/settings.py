@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from appliance.errors import SettingsError
+from appliance.job import MAX_PIXEL_FRAMES
 
 T = TypeVar("T")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -59,6 +61,10 @@ class RedisSettings:
     replicas: int
     socket_timeout_seconds: float = 1.0
     connect_timeout_seconds: float = 0.5
+    ca: Path | None = None
+    """Certificate authority of the servers; None: no TLS."""
+    watchdog_seconds: float = 60.0
+    """0: no watchdog."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,11 @@ class QueueSettings:
     queue_limit: int = 1000
     crash_budget: int = 3
     error_budget: int = 3
-    oom_budget: int = 3
+    oom_budget: int = 5
     job_timeout_seconds: float = 1800.0
     retention_seconds: float = 604800.0
     failover_grace_seconds: float = 6.0
-    worker_class: str = "default"
+    user_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class ApiSettings:
     listen: Address
     jobs_dir: Path
     api_keys_file: Path
+    max_pixel_frames: int = MAX_PIXEL_FRAMES
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,11 @@ class AgentSettings:
     jobs_dir: Path
     cluster_token: Secret
     stream_silence_seconds: float
-    no_progress_seconds: float
+    no_progress_seconds: float  # between two steps
     drain_seconds: float
+    load_seconds: float = 300.0
+    decode_seconds: float = 120.0
+    encode_seconds: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,21 @@ class Reader:
             return default
         return value
 
+    def weights(self, name: str) -> Mapping[str, float]:
+        """A JSON object: a user's name to their share of the cluster."""
+        text = self.text(name, "{}")
+        try:
+            table = json.loads(text)
+        except ValueError:
+            table = None
+        if not isinstance(table, dict):
+            self.problems.append(f'{name}: {text!r} is not a JSON object like {{"ada": 2}}')
+            return {}
+        for user, weight in table.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.01 <= weight <= 100:
+                self.problems.append(f"{name}: {user}: {weight!r} is not a number from 0.01 to 100")
+        return table
+
     def address(self, name: str, default: str | None) -> Address:
         text = self.text(name, default)
         return self._parse_address(name, text) if text else Address("", 0)
@@ -160,6 +185,12 @@ class Reader:
             self.problems.append(f"{name}: {text!r} is not host:port")
             return Address("", 0)
         return Address(host.strip("[]"), int(port))
+
+    def optional_file(self, name: str) -> Path | None:
+        text = self.text(name, "")
+        if text and not Path(text).is_file():
+            self.problems.append(f"{name}: {text} is not a file; mount it, or leave {name} unset")
+        return Path(text) if text else None
 
     def secret(self, folder: Path, name: str) -> Secret:
         path = folder / name
@@ -200,6 +231,8 @@ def read_redis(reader: Reader, common: Common) -> RedisSettings:
         username=reader.text("APPLIANCE_REDIS_USERNAME", "appliance"),
         password=reader.secret(common.secrets_dir, "redis_password"),
         replicas=reader.whole("APPLIANCE_REDIS_REPLICAS", 0, 0, 8),
+        ca=reader.optional_file("APPLIANCE_REDIS_CA"),
+        watchdog_seconds=reader.number("APPLIANCE_REDIS_WATCHDOG_SECONDS", 60, 0, 86400),
     )
 
 
@@ -210,11 +243,11 @@ def read_queue(reader: Reader) -> QueueSettings:
         queue_limit=reader.whole("APPLIANCE_QUEUE_LIMIT", 1000, 1, 1_000_000),
         crash_budget=reader.whole("APPLIANCE_CRASH_BUDGET", 3, 1, 100),
         error_budget=reader.whole("APPLIANCE_ERROR_BUDGET", 3, 1, 100),
-        oom_budget=reader.whole("APPLIANCE_OOM_BUDGET", 3, 1, 100),
+        oom_budget=reader.whole("APPLIANCE_OOM_BUDGET", 5, 1, 100),
         job_timeout_seconds=reader.number("APPLIANCE_JOB_TIMEOUT_SECONDS", 1800, 1, 7 * 86400),
         retention_seconds=reader.number("APPLIANCE_RETENTION_SECONDS", 604800, 1, 3650 * 86400),
         failover_grace_seconds=reader.number("APPLIANCE_FAILOVER_GRACE_SECONDS", 6, 0, 600),
-        worker_class=reader.matching("APPLIANCE_WORKER_CLASS", "default", re.compile(r"[a-z0-9-]{1,32}")),
+        user_weights=reader.weights("APPLIANCE_USER_WEIGHTS"),
     )
     if queue.lease_seconds < 2 * queue.beat_seconds:
         reader.problems.append(
@@ -237,6 +270,7 @@ def read_api_settings(environment: Mapping[str, str]) -> ApiSettings:
         listen=reader.address("APPLIANCE_LISTEN", "0.0.0.0:8000"),
         jobs_dir=Path(reader.text("APPLIANCE_JOBS_DIR", "/storage/jobs")),
         api_keys_file=api_keys_file,
+        max_pixel_frames=reader.whole("APPLIANCE_MAX_PIXEL_FRAMES", MAX_PIXEL_FRAMES, 64 * 64, 1024 * 1024 * 128),
     )
     reader.finish()
     return settings
@@ -256,6 +290,9 @@ def read_agent_settings(environment: Mapping[str, str]) -> AgentSettings:
         stream_silence_seconds=reader.number("APPLIANCE_STREAM_SILENCE_SECONDS", 2.0, 0.2, 600),
         no_progress_seconds=reader.number("APPLIANCE_NO_PROGRESS_SECONDS", 120, 0.2, 86400),
         drain_seconds=reader.number("APPLIANCE_DRAIN_SECONDS", 20, 0, 86400),
+        load_seconds=reader.number("APPLIANCE_LOAD_SECONDS", 300, 0.2, 86400),
+        decode_seconds=reader.number("APPLIANCE_DECODE_SECONDS", 120, 0.2, 86400),
+        encode_seconds=reader.number("APPLIANCE_ENCODE_SECONDS", 120, 0.2, 86400),
     )
     reader.finish()
     return settings

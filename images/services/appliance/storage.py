@@ -136,10 +136,11 @@ def write_commit(jobs_dir: Path, commit: Commit) -> Commit:
         try:
             _write_durably(temporary, commit.to_json())
             os.link(temporary, folder / "COMMIT")
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError) as error:
+            # Not found: the winner has tidied up, this attempt's temporary file included.
             winner = read_commit(jobs_dir, commit.job)
             if winner is None:
-                raise StorageError(f"COMMIT of {commit.job} exists and does not") from None
+                raise StorageError(f"COMMIT of {commit.job} cannot be written: {error}") from error
             return winner
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -170,23 +171,37 @@ def verify_files(jobs_dir: Path, job_id: str, fence: int, files: tuple[ResultFil
 
 def make_attempt_folder(jobs_dir: Path, job_id: str, fence: int) -> None:
     """Each new folder's name is on disk before anything goes into it; the volume's root is never made."""
-    folder = jobs_dir
     try:
-        for part in Path(attempt_folder(job_id, fence)).parts:
-            parent, folder = folder, folder / part
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                _sync_folder(parent)
+        for chance_left in (True, True, False):
+            try:
+                _make_durably(jobs_dir, Path(attempt_folder(job_id, fence)))
+                return
+            except FileNotFoundError:  # a day's folder, empty until now, was removed with the last old job in it
+                if not chance_left:
+                    raise
     except OSError as error:
         raise StorageError(f"the attempt's folder cannot be made: {error}") from error
 
 
+def _make_durably(root: Path, relative: Path) -> None:
+    folder = root
+    for part in relative.parts:
+        parent, folder = folder, folder / part
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            _sync_folder(parent)
+
+
 def remove_losers(jobs_dir: Path, commit: Commit) -> None:
-    """Deletes every attempt but the winner's. Best effort: a leftover costs space, nothing else."""
-    attempts = jobs_dir / job_folder(commit.job) / "attempts"
-    for folder in _children(attempts):
+    """Deletes every attempt but the winner's, and the checkpoints. Best effort: a leftover costs space, no more."""
+    job = jobs_dir / job_folder(commit.job)
+    for folder in _children(jobs_dir, job / "attempts"):
         if folder.name != str(commit.fence):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(jobs_dir, folder)
+    _remove(jobs_dir, job / "checkpoint")
+    for path in _children(jobs_dir, job):
+        if path.name.startswith(".COMMIT."):
+            _remove(jobs_dir, path)
 
 
 def remove_attempt(jobs_dir: Path, job_id: str, fence: int) -> None:
@@ -194,10 +209,57 @@ def remove_attempt(jobs_dir: Path, job_id: str, fence: int) -> None:
     winner = read_commit(jobs_dir, job_id)
     if winner is not None and winner.fence == fence:
         return
-    shutil.rmtree(jobs_dir / attempt_folder(job_id, fence), ignore_errors=True)
+    _remove(jobs_dir, jobs_dir / attempt_folder(job_id, fence))
 
 
-def _children(folder: Path) -> Iterator[Path]:
+def remove_checkpoint(jobs_dir: Path, job_id: str) -> None:
+    _remove(jobs_dir, jobs_dir / job_folder(job_id) / "checkpoint")
+
+
+def remove_job(jobs_dir: Path, job_id: str) -> None:
+    """Everything of a job that nobody asks for any more; raises StorageError where something stays."""
+    if not has_marker(jobs_dir):
+        raise StorageError(f"{jobs_dir}: has no {MARKER}: not mounted")
+    try:
+        folder = jobs_dir / job_folder(job_id)
+    except (ValueError, OverflowError, OSError) as error:
+        raise StorageError(str(error)) from error
+    # The index first: whoever sees half a folder finds no COMMIT that names files which are gone.
+    if _is_inside(jobs_dir, folder):
+        with contextlib.suppress(OSError):
+            (folder / "COMMIT").unlink()
+    _remove(jobs_dir, folder)
+    if os.path.lexists(folder):
+        raise StorageError(f"{folder}: cannot be removed")
+    for parent in list(folder.relative_to(jobs_dir).parents)[:-1]:
+        try:
+            (jobs_dir / parent).rmdir()
+        except OSError:
+            return  # other jobs are in there
+
+
+def _remove(root: Path, path: Path) -> None:
+    """Removes a file, a link (never what it points to) or a folder, unless a link leads out of `root` on the way."""
+    if not _is_inside(root, path):
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _is_inside(root: Path, path: Path) -> bool:
+    """Whether the folder of `path` is really where its name says, below the root."""
+    try:
+        return path.parent.resolve() == root.resolve() / path.parent.relative_to(root)
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+
+
+def _children(root: Path, folder: Path) -> Iterator[Path]:
+    if not _is_inside(root, folder / "child"):
+        return
     try:
         yield from list(folder.iterdir())
     except OSError:

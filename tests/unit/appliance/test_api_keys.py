@@ -47,3 +47,15 @@ def test_an_unreadable_file_keeps_the_known_keys(tmp_path: Path, monkeypatch: py
     path.write_text("")
     os.utime(path, ns=(1, 1))
     assert ring.identify(headers) is None
+
+
+def test_a_file_that_was_read_half_written_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written in place, and two writes of one moment may leave the same time."""
+    monkeypatch.setattr("appliance.api.auth.RECHECK_SECONDS", 0.0)
+    path = tmp_path / "api_keys"
+    path.write_text(f"ada:user:{DIGEST[:10]}")
+    half_written = path.stat().st_mtime_ns
+    ring = KeyRing(path)
+    path.write_text(f"ada:user:{DIGEST}\n")
+    os.utime(path, ns=(half_written, half_written))
+    assert ring.identify(Headers({"x-api-key": "k"})) is not None

@@ -8,8 +8,10 @@ from pydantic import ValidationError
 
 from appliance.job import (
     TRANSITIONS,
+    Capabilities,
     JobRequest,
     JobState,
+    Needs,
     Priority,
     Reason,
     describe_for_log,
@@ -17,7 +19,9 @@ from appliance.job import (
     is_job_id,
     is_legal,
     job_folder,
+    needs_of,
     new_job_id,
+    resolution_of,
 )
 
 
@@ -41,8 +45,10 @@ def test_only_canonical_ids_become_paths(text: str) -> None:
         job_folder(text)
 
 
-def test_final_states_lead_nowhere_and_every_state_is_reachable() -> None:
+def test_final_states_lead_nowhere_but_for_a_replay_and_every_state_is_reachable() -> None:
     assert {state for state in JobState if state.is_final} == {JobState.DONE, JobState.CANCELLED, JobState.DEAD}
+    assert {state for state in JobState if not TRANSITIONS[state]} == {JobState.DONE, JobState.CANCELLED}
+    assert is_legal(JobState.DEAD, JobState.QUEUED)
     assert set().union(*TRANSITIONS.values()) == set(JobState)
     assert is_legal(JobState.RUNNING, JobState.QUEUED)
     assert not is_legal(JobState.DONE, JobState.RUNNING)
@@ -118,3 +124,53 @@ def test_the_log_shows_parameters_with_defaults_but_no_prompt() -> None:
     shown = describe_for_log({"prompt": "secret wish", "steps": 3, "loras": [{"name": "l"}]})
     assert "secret wish" not in json.dumps(shown)
     assert (shown["steps"], shown["width"], shown["format"], shown["loras"]) == (3, 512, ["mp4"], ["l"])
+
+
+def request(**more: object) -> JobRequest:
+    return JobRequest.model_validate({"prompt": "a", **more})
+
+
+def test_a_plain_job_needs_nothing_special() -> None:
+    assert needs_of(request()) == needs_of(request(frames=32, steps=150)) == Needs()
+    assert Needs().worker_class() == "default"
+
+
+def test_needs_follow_the_request() -> None:
+    assert needs_of(request(model="toon", motion_module="mm")) == Needs("toon", "mm")
+    assert [needs_of(request(frames=frames)).frames for frames in (32, 33, 64, 65, 128)] == [0, 64, 64, 128, 128]
+    assert needs_of(request(frames=128, context_batch_size=16)).frames == 0
+    assert resolution_of(request(width=640, height=384)) == "640x384"
+
+
+def test_memory_follows_the_pixels_and_what_is_looked_at_together() -> None:
+    def vram(**more: object) -> int:
+        return needs_of(request(**more)).vram_mib
+
+    assert vram(width=1024, height=1024) == vram(width=1024, height=1024, frames=128) == 16384
+    assert vram(width=1024, height=1024, context_batch_size=8) < vram(width=1024, height=1024)
+    assert vram(frames=128, context_batch_size=64) > 0 == vram(frames=16, context_batch_size=16)
+    assert vram(width=1024, height=1024, frames=8) < vram(width=1024, height=1024, frames=16)
+    assert all(
+        vram(width=width, height=512, context_batch_size=32, frames=32) % 2048 == 0 for width in range(64, 1025, 64)
+    )
+
+
+def test_equal_needs_are_one_class() -> None:
+    classes = {Needs(model="a"), Needs(motion_module="a"), Needs(vram_mib=10240), Needs(frames=64), Needs("a", "b")}
+    names = {needs.worker_class() for needs in classes}
+    assert len(names) == len(classes)
+    assert all(len(name) == 16 and int(name, 16) >= 0 for name in names)
+    assert json.loads(Needs(model="a", frames=64).to_json()) == {"model": "a", "frames": 64}
+
+
+def test_capabilities_say_what_is_lacking() -> None:
+    small = Capabilities(models=("a",), motion_modules=(), vram_mib=8192, max_frames=32)
+    assert small.lacks(Needs()) == small.lacks(Needs("a", None, 8192, 0)) == ()
+    assert small.lacks(Needs("b", "m", 10240, 64)) == ("model", "motion_module", "vram_mib", "frames")
+    assert Capabilities().lacks(Needs("b", "m", 10240, 64)) == ()
+    assert Capabilities.parse(small.as_dict()) == small
+
+
+@pytest.mark.parametrize("raw", [None, [], "x", {"models": "a", "vram_mib": -1, "max_frames": True}, {"vram_mib": 1.5}])
+def test_capabilities_that_are_not_understood_limit_nothing(raw: object) -> None:
+    assert Capabilities.parse(raw) == Capabilities()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,10 @@ from redis.exceptions import MasterDownError, ResponseError, TryAgainError
 from appliance.api import results
 from appliance.api.events import known_position
 from appliance.api.problems import Problem
-from appliance.job import JobRequest
+from appliance.api.views import estimate_eta, seconds_until_room
+from appliance.job import JobRequest, JobState
 from appliance.queue import JobRecord
+from appliance.queue.types import QueueStats
 from appliance.redis_link import is_outage
 
 LAST_OF_REDIS = 2**64 - 1
@@ -91,3 +94,54 @@ async def test_a_hung_disk_holds_up_one_answer_and_not_the_api(monkeypatch: pyte
     with pytest.raises(Problem) as caught:
         await asking
     assert (caught.value.status, caught.value.slug) == (503, "storage-unavailable")
+
+
+STATS = QueueStats(
+    waiting=4,
+    delayed=0,
+    running=2,
+    oldest_waiting_seconds=1,
+    live_workers=2,
+    submitted_total=9,
+    done_total=3,
+    dead_total=0,
+    cancelled_total=0,
+    average_run_ms=10_000,
+    average_ratio=1.0,
+    ratios={"512x512": 2.0},
+)
+
+
+def record(**changes: object) -> JobRecord:
+    raw = {"id": "x", "user": "u", "state": "queued", "prio": "normal", "created": "0", "cost": "20000"}
+    plain = JobRecord.parse(raw, None)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_eta_counts_rounds_of_all_workers_and_knows_the_resolution() -> None:
+    assert estimate_eta(record(position=1, resolution="512x512"), STATS, 0) == 10 + 40
+    assert estimate_eta(record(position=1, resolution="64x64"), STATS, 0) == 10 + 20
+    assert estimate_eta(record(position=3), STATS, 0) == 20 + 20
+    assert estimate_eta(record(position=1), replace(STATS, running=0), 0) == 20
+    assert estimate_eta(record(position=1), replace(STATS, live_workers=0), 0) is None
+    assert estimate_eta(record(position=1), replace(STATS, average_run_ms=0), 0) is None
+
+
+def test_eta_of_a_resumed_job_counts_the_steps_of_this_attempt_only() -> None:
+    running = record(state=JobState.RUNNING, started_at=100.0, step=30, total_steps=40, resumed_from=20)
+    assert estimate_eta(running, STATS, 110.0) == 10.0
+    assert estimate_eta(replace(running, step=20), STATS, 110.0) == 10.0  # by its cost: 20 s less the 10 it ran
+
+
+@pytest.mark.parametrize(
+    ("stats", "seconds"),
+    [
+        (None, 10),
+        (replace(STATS, average_run_ms=0), 10),
+        (STATS, 5),
+        (replace(STATS, live_workers=30), 1),
+        (replace(STATS, average_run_ms=3_600_000), 300),
+    ],
+)
+def test_a_full_queue_names_the_time_until_the_next_job_ends(stats: QueueStats | None, seconds: int) -> None:
+    assert seconds_until_room(stats) == seconds

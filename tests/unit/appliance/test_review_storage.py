@@ -35,6 +35,24 @@ def test_the_root_is_never_made(tmp_path: Path) -> None:
     assert not (tmp_path / "unmounted").exists()
 
 
+def test_a_day_that_is_removed_meanwhile_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another agent removes the last old job of a day, and the empty day with it, just as a new job begins in it."""
+    job_id = new_job_id()
+    day = (tmp_path / job_folder(job_id)).parent
+    real, vanished = Path.mkdir, []
+
+    def mkdir(self: Path) -> None:
+        if self.parent == day and not vanished:
+            vanished.append(day)
+            day.rmdir()
+        real(self)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    storage.make_attempt_folder(tmp_path, job_id, 7)
+    assert vanished
+    assert (tmp_path / attempt_folder(job_id, 7)).is_dir()
+
+
 def test_a_winner_is_not_removed(tmp_path: Path) -> None:
     job_id = new_job_id()
     for fence in (7, 8):

@@ -88,3 +88,15 @@ def test_the_api_needs_its_key_file(agent_environment: dict[str, str], tmp_path:
         read_api_settings(agent_environment)
     (tmp_path / "api_keys").write_text("")
     assert read_api_settings(agent_environment).listen.port == 8000
+
+
+def test_user_weights_are_a_json_object(agent_environment: dict[str, str]) -> None:
+    agent_environment["APPLIANCE_USER_WEIGHTS"] = '{"studio": 3, "guest": 0.5}'
+    assert read_agent_settings(agent_environment).queue.user_weights == {"studio": 3, "guest": 0.5}
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 0}', '{"a": 101}', '{"a": true}', '{"a": "2"}', '{"a": NaN}'])
+def test_other_user_weights_are_refused(agent_environment: dict[str, str], text: str) -> None:
+    agent_environment["APPLIANCE_USER_WEIGHTS"] = text
+    with pytest.raises(SettingsError, match="APPLIANCE_USER_WEIGHTS"):
+        read_agent_settings(agent_environment)

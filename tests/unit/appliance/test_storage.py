@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -38,9 +40,99 @@ def test_the_first_commit_wins_and_the_second_learns_who(root: Path) -> None:
     assert sorted(path.name for path in (root / job_folder(JOB)).iterdir()) == ["COMMIT", "attempts"]
 
 
+def test_a_commit_whose_winner_has_tidied_up_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen between its temporary file and the link, while another attempt has won and removed the rest."""
+    winner, real = commit_of(2), os.link
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", real)
+        storage.remove_losers(root, storage.write_commit(root, winner))
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert storage.write_commit(root, commit_of(1)) == winner
+
+
 def test_only_the_winners_files_stay(root: Path) -> None:
     storage.remove_losers(root, storage.write_commit(root, commit_of(2)))
     assert [path.name for path in (root / job_folder(JOB) / "attempts").iterdir()] == ["2"]
+
+
+def test_checkpoints_and_half_written_commits_go_with_the_losers(root: Path) -> None:
+    folder = root / job_folder(JOB)
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "1-5.safetensors").write_bytes(b"latents")
+    (folder / ".COMMIT.1.77").write_text("of an agent that was killed while it wrote")
+    storage.remove_losers(root, storage.write_commit(root, commit_of(2)))
+    assert sorted(path.name for path in folder.iterdir()) == ["COMMIT", "attempts"]
+
+
+def test_a_job_is_removed_with_all_it_has_and_its_empty_days(root: Path) -> None:
+    storage.write_commit(root, commit_of(1))
+    storage.remove_job(root, JOB)
+    assert [path.name for path in root.iterdir()] == [storage.MARKER]
+    storage.remove_job(root, JOB)
+
+
+def test_a_day_with_other_jobs_stays(root: Path) -> None:
+    other = root / Path(job_folder(JOB)).parent / "other"
+    other.mkdir()
+    storage.remove_job(root, JOB)
+    assert list(other.parent.iterdir()) == [other]
+
+
+def test_nothing_is_removed_from_a_volume_that_is_not_mounted(root: Path) -> None:
+    (root / storage.MARKER).unlink()
+    with pytest.raises(StorageError, match="not mounted"):
+        storage.remove_job(root, JOB)
+    assert (root / job_folder(JOB)).is_dir()
+
+
+def test_a_folder_that_cannot_be_removed_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.shutil, "rmtree", lambda path, ignore_errors: None)  # as with a file held open on NFS
+    with pytest.raises(StorageError, match="cannot be removed"):
+        storage.remove_job(root, JOB)
+
+
+@pytest.mark.parametrize("job_id", ["", "..", "../../etc", "2026/11/22/x", JOB.upper(), f"{JOB}/..", "0" * 36])
+def test_only_a_jobs_own_id_names_a_folder_to_remove(root: Path, job_id: str) -> None:
+    before = sorted(root.rglob("*"))
+    with pytest.raises(StorageError):
+        storage.remove_job(root, job_id)
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["year", "day", "job", "attempts", "checkpoint"])
+def test_a_link_never_leads_a_removal_out_of_the_volume(tmp_path: Path, place: str) -> None:
+    root, elsewhere = tmp_path / "jobs", tmp_path / "elsewhere"
+    storage.prepare(root)
+    job = Path(job_folder(JOB))
+    link = {"year": Path(job.parts[0]), "day": job.parent, "job": job}.get(place, job / place)
+    inside = job.relative_to(link) if job.is_relative_to(link) else Path()
+    treasure = elsewhere / inside / "1" / "treasure"
+    treasure.parent.mkdir(parents=True)
+    treasure.write_text("gold")
+    if place in ("year", "day", "job"):
+        (elsewhere / inside / "attempts" / "1").mkdir(parents=True)
+    (root / link).parent.mkdir(parents=True, exist_ok=True)
+    (root / link).symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    storage.remove_losers(root, commit_of(2))
+    storage.remove_attempt(root, JOB, 1)
+    storage.remove_checkpoint(root, JOB)
+    with contextlib.suppress(StorageError):
+        storage.remove_job(root, JOB)
+    assert sorted(elsewhere.rglob("*")) == before
+    assert treasure.read_text() == "gold"
+
+
+def test_a_volume_may_be_mounted_through_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = tmp_path_factory.mktemp("mounts") / "jobs"
+    link.symlink_to(root)
+    storage.remove_losers(link, storage.write_commit(link, commit_of(2)))
+    assert [path.name for path in (root / job_folder(JOB) / "attempts").iterdir()] == ["2"]
+    storage.remove_job(link, JOB)
+    assert not (root / job_folder(JOB)).exists()
 
 
 def test_files_are_checked_before_the_commit(root: Path) -> None:

@@ -23,6 +23,9 @@ def settings() -> AgentSettings:
         stream_silence_seconds=2,
         no_progress_seconds=30,
         drain_seconds=1,
+        load_seconds=40,
+        decode_seconds=20,
+        encode_seconds=10,
     )
 
 
@@ -42,24 +45,62 @@ def test_own_standstill_is_not_the_webuis_silence(settings: AgentSettings) -> No
     assert Watchdog(progress, settings, None).judge(woken) is None
 
 
-def test_alive_without_progress_is_a_timeout(settings: AgentSettings) -> None:
+@pytest.mark.parametrize(
+    ("phase", "limit"), [("load", 40), ("step", 30), ("decode", 20), ("encode", 10), ("", 30), ("dream", 30)]
+)
+def test_each_phase_has_its_own_patience(settings: AgentSettings, phase: str, limit: float) -> None:
     progress = Progress()
-    progress.note({"event": "alive", "phase": "load"})
-    progress.last_line = progress.last_progress + 31
+    progress.note({"event": "alive", "phase": phase})
+    progress.last_line = progress.last_progress + limit - 1
+    assert Watchdog(progress, settings, None).judge(progress.last_line) is None
+    progress.last_line = progress.last_progress + limit + 1
     verdict = Watchdog(progress, settings, None).judge(progress.last_line)
     assert verdict is not None
     assert (verdict.kind, verdict.reason) == (FailKind.CRASH, Reason.TIMEOUT)
-    assert "load" in verdict.message
+    assert f"in phase {phase or 'start'} for {limit:g} s" in verdict.message
 
 
-def test_a_new_phase_is_progress() -> None:
+@pytest.mark.parametrize(
+    ("before", "event", "counts"),
+    [
+        ({}, {"event": "started", "total_steps": 20}, True),
+        ({}, {"event": "step", "step": 1}, True),
+        ({"event": "step", "step": 1}, {"event": "step", "step": 1}, False),
+        ({"event": "step", "step": 1}, {"event": "step", "step": 2}, True),
+        ({"event": "step", "step": 1}, {"event": "alive", "phase": "step"}, False),
+        ({"event": "step", "step": 1}, {"event": "alive", "phase": "decode"}, True),
+        ({"event": "alive", "phase": "decode"}, {"event": "alive", "phase": "decode", "part": 1, "parts": 3}, True),
+        (
+            {"event": "alive", "phase": "decode", "part": 1, "parts": 3},
+            {"event": "alive", "phase": "decode", "part": 1, "parts": 3},
+            False,
+        ),
+        ({"event": "step", "step": 9}, {"event": "checkpoint", "step": 9}, True),
+        ({"event": "checkpoint", "step": 9}, {"event": "checkpoint", "step": 9}, False),
+        ({}, {"event": "something new"}, False),
+    ],
+)
+def test_what_counts_as_progress(before: dict[str, object], event: dict[str, object], counts: bool) -> None:
     progress = Progress()
+    progress.note(before)
     progress.last_progress = 0
-    progress.note({"event": "alive", "phase": "decode"})
-    assert progress.last_progress > 0
-    progress.last_progress = 0
-    progress.note({"event": "alive", "phase": "decode"})
-    assert progress.last_progress == 0
+    progress.note(event)
+    assert (progress.last_progress > 0) is counts
+
+
+def test_a_resumed_attempt_begins_at_its_checkpoint() -> None:
+    progress = Progress()
+    progress.note({"event": "started", "total_steps": 20, "resumed_from": 12})
+    assert (progress.resumed_from, progress.step, progress.checkpoint_step) == (12, 12, 12)
+    progress.note({"event": "checkpoint", "step": 15})
+    assert (progress.resumed_from, progress.checkpoint_step) == (12, 15)
+
+
+def test_what_went_before_the_order_is_not_the_webuis_silence(settings: AgentSettings) -> None:
+    progress = Progress()
+    progress.last_line = progress.last_progress = progress.last_line - 60
+    progress.order_sent()
+    assert Watchdog(progress, settings, None).judge(progress.last_line + 1) is None
 
 
 @pytest.mark.parametrize(

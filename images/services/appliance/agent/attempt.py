@@ -7,13 +7,13 @@ COMMIT is created exclusively; Redis is told last, again and again. A zombie fin
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from appliance import storage
+from appliance.agent.disk import Disk
 from appliance.agent.ending import (
     Ending,
     Failed,
@@ -26,12 +26,16 @@ from appliance.agent.ending import (
     refused,
     released,
 )
+from appliance.agent.lease import Lease, cancelled
+from appliance.agent.memory import after_oom
+from appliance.agent.order import Order, make_order
+from appliance.agent.patience import GaveUp, ask_until_answered
 from appliance.agent.watch import Progress, Watchdog
-from appliance.agent.webui import Webui, WebuiBroke, WebuiError
-from appliance.errors import QueueError, QueueUnavailable, StorageError, UnsafeRedis
-from appliance.job import JobState, Reason, attempt_folder
+from appliance.agent.webui import Ping, Webui, WebuiBroke, WebuiError, WebuiRefused
+from appliance.errors import QueueError, StorageError
+from appliance.job import JobState, Reason
 from appliance.lifecycle import cancel_tasks, start_task
-from appliance.logs import OnceUntilChanged, fields
+from appliance.logs import fields
 from appliance.outcome_log import log_job_result
 from appliance.queue import BeatAnswer, Claim, CommitAnswer, FailKind, Queue
 from appliance.settings import AgentSettings
@@ -39,35 +43,46 @@ from appliance.settings import AgentSettings
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-RETRY_FIRST_SECONDS = 0.2
-RETRY_MOST_SECONDS = 3.0
-RETRY_TOTAL_SECONDS = 3600.0
-LAST_WORDS_SECONDS = 3.0
-
-
-class GaveUp(QueueUnavailable):
-    """Redis did not answer for as long as this process could wait; the lease and COMMIT speak for the job."""
+CHECKPOINT_SECONDS = 15.0
+LAST_EVENT_SECONDS = 1.0
 
 
 class Attempt:
-    """`run` never raises for anything a job, a webui, storage or Redis can do."""
+    """`run` never raises for anything a job, a webui, storage or Redis can do. `ping` is what the webui said before
+    the claim."""
 
     def __init__(
-        self, settings: AgentSettings, queue: Queue, webui: Webui, claim: Claim, drain_over: asyncio.Event
+        self,
+        settings: AgentSettings,
+        queue: Queue,
+        webui: Webui,
+        claim: Claim,
+        *,
+        ping: Ping,
+        drain_over: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._queue = queue
         self._webui = webui
         self._claim = claim
+        self._ping = ping
         self._drain_over = drain_over
+        self._disk = Disk(settings.jobs_dir, settings.no_progress_seconds)
         self._progress = Progress()
-        self._told: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._redis = OnceUntilChanged(log)
+        self._lease = Lease(queue, claim, self._progress)
+
+    @property
+    def job_id(self) -> str:
+        return self._claim.job_id
+
+    def beat_soon(self) -> None:
+        self._lease.beat_soon()
 
     async def run(self) -> Ending:
-        beat = start_task("beat", self._keep_lease())
+        order = self._make_order()
+        beat = start_task("beat", self._lease.keep())
         try:
-            ending = await self._work()
+            ending = await self._work(order)
             return await self._settle(ending)
         except GaveUp as error:
             log.error("job %s: %s", self._claim.job_id, error, extra=self._fields())
@@ -77,78 +92,98 @@ class Attempt:
 
     # --- the work ------------------------------------------------------------------------------------------------
 
-    async def _work(self) -> Ending:
+    def _make_order(self) -> Order | Failed:
         try:
-            winner = await self._storage(lambda root: storage.read_commit(root, self._claim.job_id))
+            order = make_order(self._claim, plain=self._ping.capabilities is None)
+        except ValueError as error:
+            return crashed(f"the job's request cannot be read: {error}", Reason.UNKNOWN)
+        self._progress.memory = order.memory.label
+        return order
+
+    async def _work(self, order: Order | Failed) -> Ending:
+        job_id, fence = self._claim.job_id, self._claim.fence
+        try:
+            winner = await self._disk.do(lambda root: storage.read_commit(root, job_id))
             if winner is not None:
                 return Finished(winner.files)  # its own COMMIT, or another attempt's: _commit sorts it out
-            await self._storage(lambda root: storage.make_attempt_folder(root, self._claim.job_id, self._claim.fence))
+            await self._disk.do(lambda root: storage.make_attempt_folder(root, job_id, fence))
         except StorageError as error:
             return refused(f"storage: {error}")
-        stream = start_task("stream", self._stream())
+        if isinstance(order, Failed):
+            return order
+        if self._drain_over.is_set():
+            return released("its worker is being stopped")
+        stream: asyncio.Task[Ending] = start_task("stream", self._stream(order))
         watchdog = Watchdog(self._progress, self._settings, self._claim.deadline_seconds)
-        watch = start_task("watch", watchdog.run())
+        watch: asyncio.Task[Ending] = start_task("watch", watchdog.run())
         drain = start_task("drain", self._drain_over.wait())
         try:
-            await asyncio.wait({stream, watch, drain, self._told}, return_when=asyncio.FIRST_COMPLETED)
-            return self._first_of(stream, watch)
+            await asyncio.wait({stream, watch, drain, self._lease.told}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.done():
+                return stream.result()
+            if self._lease.told.done():
+                return self._lease.told.result()
+            if watch.done():
+                return watch.result()
+            return await self._hand_back(stream)
         finally:
             await cancel_tasks(stream, watch, drain)
 
-    def _first_of(self, stream: asyncio.Task[Ending], watch: asyncio.Task[Failed]) -> Ending:
-        if stream.done():
-            return stream.result()
-        if self._told.done():
-            return self._told.result()
-        return watch.result() if watch.done() else released("its worker is being stopped")
-
-    async def _stream(self) -> Ending:
+    async def _hand_back(self, stream: asyncio.Task[Ending]) -> Ending:
+        """The next worker goes on from the step that this one has reached; a result that is just ready counts."""
+        claim, progress = self._claim, self._progress
         try:
-            body = {
-                "job": self._claim.job_id,
-                "fence": self._claim.fence,
-                "output_dir": attempt_folder(self._claim.job_id, self._claim.fence),
-                "request": json.loads(self._claim.body),
-            }
-            async with self._webui.generate(body) as events:
+            step = await self._webui.interrupt(claim.job_id, claim.fence, checkpoint=True, seconds=CHECKPOINT_SECONDS)
+            progress.checkpoint_step = max(step or 0, progress.checkpoint_step)
+            log.info("job %s handed back at step %d", claim.job_id, progress.checkpoint_step, extra=self._fields())
+        except WebuiError as error:
+            log.warning("job %s: no checkpoint at the end: %s", claim.job_id, error, extra=self._fields())
+        told = self._lease.told
+        await asyncio.wait({stream, told}, timeout=LAST_EVENT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if stream.done() and isinstance(stream.result(), Finished):
+            return stream.result()
+        if told.done():
+            return told.result()
+        await self._say_where()
+        return released("its worker is being stopped")
+
+    async def _say_where(self) -> None:
+        try:
+            await self._lease.beat()
+        except QueueError as error:
+            log.debug("the last step was not told: %s", error)
+
+    async def _stream(self, order: Order) -> Ending:
+        self._progress.order_sent()
+        try:
+            async with self._webui.generate(order.body) as events:
                 async for event in events:
                     self._progress.note(event)
-                    if event.get("event") == "done":
+                    kind = event.get("event")
+                    if kind == "started":
+                        self._lease.beat_soon()  # short attempts, too, leave in the history where they began
+                    elif kind == "done":
                         return of_done_event(event)
-                    if event.get("event") == "error":
-                        return of_error_event(event)
+                    elif kind == "error":
+                        return after_oom(of_error_event(event), order.request, order.memory)
                 raise WebuiBroke("the webui's stream ended without a result")
+        except WebuiRefused as error:
+            return await self._judge_refusal(error)
         except WebuiError as error:
             return of_webui_error(error, started=self._progress.started)
         except Exception as error:
             log.exception("reading the webui's stream failed", extra=self._fields())
             return crashed(f"reading the webui's stream failed: {error!r}", Reason.UNKNOWN)
 
-    async def _keep_lease(self) -> None:
-        """Beats until told otherwise. Without Redis the work goes on: the fence is what makes that safe."""
-        while True:
-            try:
-                answer = await self._beat()
-            except QueueError as error:
-                self._redis.failing(f"heartbeats do not reach Redis: {error}", **self._context())
-            else:
-                self._redis.fine("heartbeats reach Redis again", **self._context())
-                self._hear(answer)
-                if answer is BeatAnswer.FENCED:
-                    return
-            await asyncio.sleep(self._settings.queue.beat_seconds)
-
-    def _hear(self, answer: BeatAnswer) -> None:
-        if answer is BeatAnswer.OK or self._told.done():
-            return
-        if answer is BeatAnswer.FENCED:
-            self._told.set_result(Fenced())
-        else:
-            self._told.set_result(Failed(FailKind.CANCELLED, Reason.CANCELLED, "cancelled while running"))
-
-    async def _beat(self) -> BeatAnswer:
-        progress = self._progress
-        return await self._queue.beat(self._claim, progress.step, progress.total_steps, progress.phase)
+    async def _judge_refusal(self, error: WebuiRefused) -> Ending:
+        """A webui that was started again with other models since the claim speaks about itself, not about the job."""
+        ending = of_webui_error(error, started=self._progress.started)
+        if ending.kind is not FailKind.PERMANENT:
+            return ending
+        now = await self._webui.ping()
+        if now.ready and now.fingerprint == self._ping.fingerprint:
+            return ending
+        return refused(f"the webui has changed since the claim: {error.detail}")
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -159,38 +194,39 @@ class Attempt:
             return ending
         if isinstance(ending, Fenced):
             log.warning("job %s is somebody else's now", self._claim.job_id, extra=self._fields(event="fenced"))
-        else:
-            await self._report(ending)
-        await self._clean_up(ending)
+        state = await self._report(ending) if isinstance(ending, Failed) else None
+        await self._clean_up(ending, state)
         return ending
 
-    async def _report(self, failed: Failed) -> None:
+    async def _report(self, failed: Failed) -> JobState | None:
+        """Where the job went from here, or None where this attempt has no say any more."""
         claim = self._claim
         answer = await self._until_answered(
             lambda: self._queue.fail(claim, failed.kind, failed.reason.value, failed.message)
         )
         if answer.status == "fenced":
             log.warning("job %s was taken away before its failure was told", claim.job_id, extra=self._fields())
-            return
+            return None
         kind = "cancelled" if answer.state is JobState.CANCELLED else failed.kind.value
         self._log_result(kind, answer.state, failed)
+        return answer.state
 
     async def _commit(self, finished: Finished) -> Ending:
         claim = self._claim
         try:
-            winner = await self._storage(lambda root: storage.read_commit(root, claim.job_id))
+            winner = await self._disk.do(lambda root: storage.read_commit(root, claim.job_id))
             if winner is None:
                 if wrong := await self._find_wrong_file(finished):
                     return wrong
                 # Tells the queue, too: losing this worker from here on says nothing against the job.
                 self._progress.phase = "commit"
-                answer = await self._until_answered(self._beat)
+                answer = await self._until_answered(self._lease.beat)
                 if answer is BeatAnswer.FENCED:
                     return Fenced()
                 if answer is BeatAnswer.CANCEL:
-                    return Failed(FailKind.CANCELLED, Reason.CANCELLED, "cancelled while running")
+                    return cancelled()
                 mine = storage.new_commit(claim.job_id, claim.fence, self._settings.worker, finished.files)
-                winner = await self._storage(lambda root: storage.write_commit(root, mine))
+                winner = await self._disk.do(lambda root: storage.write_commit(root, mine))
         except StorageError as error:
             # Perhaps COMMIT is there all the same, or will be when a hung disk moves again: this attempt's files stay,
             # and the next attempt looks for COMMIT first.
@@ -200,7 +236,7 @@ class Attempt:
     async def _find_wrong_file(self, finished: Finished) -> Failed | None:
         claim = self._claim
         try:
-            await self._storage(lambda root: storage.verify_files(root, claim.job_id, claim.fence, finished.files))
+            await self._disk.do(lambda root: storage.verify_files(root, claim.job_id, claim.fence, finished.files))
         except StorageError as error:
             return Failed(FailKind.ERROR, Reason.UNKNOWN, f"storage: {error}")
         return None
@@ -216,50 +252,28 @@ class Attempt:
             log.info("job %s: adopted attempt %d", claim.job_id, winner.fence, extra=self._fields(event="adopted"))
         self._log_result("done", JobState.DONE, None)
         try:
-            await self._storage(lambda root: storage.remove_losers(root, winner))
+            await self._disk.do(lambda root: storage.remove_losers(root, winner))
         except StorageError as error:
             log.info("losing attempts stay for now: %s", error, extra=self._fields())
         return Finished(winner.files)
 
-    async def _clean_up(self, ending: Failed | Fenced) -> None:
+    async def _clean_up(self, ending: Failed | Fenced, state: JobState | None) -> None:
         """After the queue knows: make sure the webui is free, and drop what this attempt wrote."""
         if isinstance(ending, Failed) and ending.refused:
             return
+        job_id, fence = self._claim.job_id, self._claim.fence
         try:
-            await self._webui.interrupt(self._claim.job_id)
-            await self._storage(lambda root: storage.remove_attempt(root, self._claim.job_id, self._claim.fence))
+            await self._webui.interrupt(job_id, fence)
+            await self._disk.do(lambda root: storage.remove_attempt(root, job_id, fence))
+            if state is JobState.CANCELLED:
+                await self._disk.do(lambda root: storage.remove_checkpoint(root, job_id))
         except (WebuiError, StorageError) as error:
-            log.info("job %s: not cleaned up: %s", self._claim.job_id, error, extra=self._fields())
+            log.info("job %s: not cleaned up: %s", job_id, error, extra=self._fields())
 
     # --- tools ---------------------------------------------------------------------------------------------------
 
     async def _until_answered(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Asks Redis until it answers; a process that is being stopped gives up a little later."""
-        pause = RETRY_FIRST_SECONDS
-        limit = time.monotonic() + RETRY_TOTAL_SECONDS
-        stopping_at: float | None = None
-        while True:
-            try:
-                return await ask()
-            except (QueueUnavailable, UnsafeRedis) as error:
-                now = time.monotonic()
-                if self._drain_over.is_set():
-                    stopping_at = stopping_at or now
-                if now > limit or (stopping_at is not None and now - stopping_at > LAST_WORDS_SECONDS):
-                    raise GaveUp(f"Redis did not answer in time: {error}") from error
-                self._redis.failing(f"Redis does not answer, asking again: {error}", **self._context())
-            except QueueError as error:
-                raise GaveUp(str(error)) from error
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, RETRY_MOST_SECONDS)
-
-    async def _storage(self, operation: Callable[..., T]) -> T:
-        """In a thread, and bounded: a hung NFS mount must not stop the heartbeats."""
-        work = asyncio.to_thread(operation, self._settings.jobs_dir)
-        try:
-            return await asyncio.wait_for(work, self._settings.no_progress_seconds)
-        except asyncio.TimeoutError as error:
-            raise StorageError(f"no answer for {self._settings.no_progress_seconds:g} s") from error
+        return await ask_until_answered(ask, self._drain_over, self._context())
 
     def _log_result(self, kind: str, state: JobState | None, failed: Failed | None) -> None:
         log_job_result(

@@ -7,9 +7,12 @@ import logging
 import uuid
 
 from appliance.agent.attempt import Attempt
+from appliance.agent.disk import Disk
 from appliance.agent.ending import Failed
-from appliance.agent.webui import Ping, Webui, WebuiError
-from appliance.errors import QueueError
+from appliance.agent.presence import Presence
+from appliance.agent.trash import TrashCollector
+from appliance.agent.webui import Webui, WebuiError
+from appliance.errors import QueueError, StorageError
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
 from appliance.logs import OnceUntilChanged, fields
 from appliance.outcome_log import log_outcomes
@@ -21,10 +24,12 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.25
 NOT_READY_SECONDS = 0.5
+NOT_KNOWN_SECONDS = 0.05
 # Below the socket timeout: a blocking read that times out would look like an outage.
 WAKE_SECONDS = 0.7
 PAUSE_MOST_SECONDS = 10.0
 MARKER_SECONDS = 2.0
+HINTS_SECONDS = 5.0
 
 
 class Agent:
@@ -32,37 +37,61 @@ class Agent:
         self._settings = settings
         self._queue = queue
         self._webui = webui
-        self._boot_id = uuid.uuid4().hex
+        self._presence = Presence(settings, queue, webui)
+        self._disk = Disk(settings.jobs_dir, settings.no_progress_seconds)
         self._nonce = uuid.uuid4().hex
-        self._state = "unready"
-        self._ping = Ping(ready=False, status="not asked yet")
         self._failures = 0
+        self._attempt: Attempt | None = None
+        self._marker: asyncio.Future[bool] | None = None
         self._drain_over = asyncio.Event()
         self._readiness = OnceUntilChanged(log)
         self._redis = OnceUntilChanged(log)
 
+    @property
+    def busy(self) -> bool:
+        """It holds a job, whose work would be lost with this process."""
+        return self._attempt is not None
+
     async def run(self, stop: asyncio.Event) -> None:
+        trash = TrashCollector(self._queue, self._disk, lambda: self._state == "idle" and not stop.is_set())
         beside = [
             start_task("alive", keep_heartbeat("agent")),
-            start_task("register", self._keep_registered()),
+            start_task("register", self._presence.keep()),
+            start_task("gpu", self._presence.watch_gpu()),
+            start_task("hints", self._follow_hints()),
+            start_task("trash", trash.run()),
             start_task("drain", self._drain(stop)),
         ]
         try:
             while not stop.is_set():
                 await self._turn(stop)
         finally:
-            self._state = "stopped"
             await cancel_tasks(*beside)
-            await self._say_goodbye()
+            await self._presence.say_goodbye()
+
+    @property
+    def _state(self) -> str:
+        return self._presence.state
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._presence.state = state
 
     async def _turn(self, stop: asyncio.Event) -> None:
+        if not self._presence.accepted:  # another agent of this name may be using the webui
+            self._state = "unready"
+            await wait_or_stop(stop, NOT_KNOWN_SECONDS)
+            return
         if not await self._is_ready():
             self._state = "unready"
             await wait_or_stop(stop, NOT_READY_SECONDS)
             return
         self._state = "idle"
         try:
-            answer = await self._queue.claim(self._settings.worker, self._nonce)
+            ping = self._presence.ping
+            answer = await self._queue.claim(
+                self._settings.worker, self._nonce, ping.capabilities, boot_id=self._presence.boot_id
+            )
         except QueueError as error:
             # The same nonce again: if the claim did reach Redis, the answer will be the same job.
             self._redis.failing(f"cannot claim: {error}", event="queue_unavailable")
@@ -83,7 +112,13 @@ class Agent:
         self._state = "draining" if stop.is_set() else "running"
         about = fields(job_id=claim.job_id, attempt=claim.fence, event="claimed")
         log.info("job %s claimed", claim.job_id, extra=about)
-        ending = await Attempt(self._settings, self._queue, self._webui, claim, self._drain_over).run()
+        self._attempt = Attempt(
+            self._settings, self._queue, self._webui, claim, ping=self._presence.ping, drain_over=self._drain_over
+        )
+        try:
+            ending = await self._attempt.run()
+        finally:
+            self._attempt = None
         if isinstance(ending, Failed) and ending.worker_in_doubt:
             await self._pause_after(ending, stop)
         else:
@@ -104,21 +139,24 @@ class Agent:
         if not await self._has_storage():
             self._readiness.failing(f"no {MARKER} in {self._settings.jobs_dir}: storage is not mounted or not prepared")
             return False
-        self._ping = await self._webui.ping()
-        if not self._ping.ready:
-            self._readiness.failing(f"the webui is not ready: {self._ping.status}", event="webui_not_ready")
+        ping = self._presence.ping = await self._webui.ping()
+        if not ping.ready:
+            self._readiness.failing(f"the webui is not ready: {ping.status}", event="webui_not_ready")
             return False
-        if self._ping.busy is not None:
-            await self._free_webui(self._ping.busy)
+        if ping.busy is not None:
+            await self._free_webui(ping.busy)
             return False
         self._readiness.fine("the webui is ready", event="webui_ready")
         return True
 
     async def _has_storage(self) -> bool:
-        check = asyncio.to_thread(has_marker, self._settings.jobs_dir)
+        """One look at a time: on a mount that hangs, each would keep a thread."""
+        if self._marker is None or self._marker.done():
+            self._marker = start_task("marker", self._disk.do(has_marker))
+        await asyncio.wait({self._marker}, timeout=MARKER_SECONDS)
         try:
-            return await asyncio.wait_for(check, MARKER_SECONDS)
-        except (asyncio.TimeoutError, OSError):
+            return self._marker.done() and self._marker.result()
+        except StorageError:
             return False
 
     async def _free_webui(self, job_id: str) -> None:
@@ -156,26 +194,13 @@ class Agent:
         await asyncio.sleep(self._settings.drain_seconds)
         self._drain_over.set()
 
-    async def _keep_registered(self) -> None:
+    async def _follow_hints(self) -> None:
+        """Only makes the next heartbeat come sooner; without it a cancelled job is stopped all the same."""
         while True:
             try:
-                await self._register()
-            except QueueError as error:
-                log.debug("not registered: %s", error)
-            await asyncio.sleep(self._settings.queue.beat_seconds)
-
-    async def _register(self) -> None:
-        await self._queue.register(
-            self._settings.worker,
-            boot_id=self._boot_id,
-            state=self._state,
-            engine=self._ping.engine,
-            fingerprint=self._ping.fingerprint,
-            synthetic="1" if self._ping.synthetic else "0",
-        )
-
-    async def _say_goodbye(self) -> None:
-        try:
-            await asyncio.wait_for(self._register(), 1.0)
-        except (QueueError, asyncio.TimeoutError) as error:
-            log.debug("left without a word: %s", error)
+                async for job_id in self._queue.cancel_hints():
+                    if self._attempt is not None and self._attempt.job_id == job_id:
+                        self._attempt.beat_soon()
+            except Exception:
+                log.exception("following the cancel hints failed")
+            await asyncio.sleep(HINTS_SECONDS)

@@ -8,10 +8,11 @@ import logging
 from appliance.agent.loop import Agent
 from appliance.agent.webui import Webui
 from appliance.errors import QueueUnavailable
-from appliance.lifecycle import stop_on_signals
+from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
 from appliance.logs import configure_logging
 from appliance.queue import Queue
 from appliance.redis_link import RedisLink
+from appliance.redis_watchdog import EXIT_CODE, watch_redis
 from appliance.settings import AgentSettings
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def run(settings: AgentSettings) -> int:
 
 
 async def _serve(settings: AgentSettings) -> int:
-    queue = Queue(RedisLink(settings.redis), settings.queue)
+    link = RedisLink(settings.redis)
+    queue = Queue(link, settings.queue)
     webui = Webui(settings.webui_url, settings.cluster_token)
     stop = asyncio.Event()
     try:
@@ -32,9 +34,20 @@ async def _serve(settings: AgentSettings) -> int:
                 await queue.connect()
             except QueueUnavailable as error:
                 log.warning("starting without Redis: %s", error)
-            await Agent(settings, queue, webui).run(stop)
+            agent = Agent(settings, queue, webui)
+            watchdog = start_task("redis watchdog", _watch(link, settings.redis.watchdog_seconds, agent, stop))
+            try:
+                await agent.run(stop)
+            finally:
+                lost = watchdog.done()
+                await cancel_tasks(watchdog)
     finally:
         await webui.close()
         await queue.close()
     log.info("stopped")
-    return 0
+    return EXIT_CODE if lost else 0
+
+
+async def _watch(link: RedisLink, seconds: float, agent: Agent, stop: asyncio.Event) -> None:
+    await watch_redis(link, seconds, lambda: agent.busy)
+    stop.set()

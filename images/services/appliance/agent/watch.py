@@ -19,29 +19,44 @@ class Progress:
     """Fed with the webui's events. Times are monotonic seconds of this process."""
 
     def __init__(self) -> None:
-        now = time.monotonic()
         self.step = 0
         self.total_steps = 0
         self.phase = ""
         self.started = False
-        self.began = now
-        self.last_line = now
-        self.last_progress = now
+        self.resumed_from = 0
+        self.checkpoint_step = 0
+        self.memory = ""
+        self.began = time.monotonic()
+        self._part = 0
+        self.order_sent()
+
+    def order_sent(self) -> None:
+        """What this side has taken until here (a slow disk) is not the webui's silence."""
+        self.last_line = self.last_progress = time.monotonic()
 
     def note(self, event: dict[str, Any]) -> None:
         self.last_line = time.monotonic()
-        before = (self.started, self.step, self.phase)
+        before = self._signs()
         kind = event.get("event")
         if kind in ("started", "step"):
             self.started = True
             self.step = _count(event.get("step"), self.step)
             self.total_steps = _count(event.get("total_steps"), self.total_steps)
-        if kind == "step":
+        if kind == "started":
+            self.resumed_from = _count(event.get("resumed_from"), 0)
+            self.step = self.checkpoint_step = self.resumed_from
+        elif kind == "step":
             self.phase = "step"
         elif kind == "alive":
             self.phase = str(event.get("phase") or self.phase)[:32]
-        if before != (self.started, self.step, self.phase):
+            self._part = _count(event.get("part"), 0)
+        elif kind == "checkpoint":
+            self.checkpoint_step = _count(event.get("step"), self.checkpoint_step)
+        if before != self._signs():
             self.last_progress = self.last_line
+
+    def _signs(self) -> tuple[object, ...]:
+        return self.started, self.step, self.phase, self._part, self.checkpoint_step
 
     def forgive(self, seconds: float) -> None:
         """This process itself stood still: the webui's lines were there, unread."""
@@ -73,9 +88,10 @@ class Watchdog:
         progress, settings = self._progress, self._settings
         if now - progress.last_line > settings.stream_silence_seconds:
             return crashed(f"the webui said nothing for {settings.stream_silence_seconds:g} s")
-        if now - progress.last_progress > settings.no_progress_seconds:
+        limit = phase_seconds(settings, progress.phase)
+        if now - progress.last_progress > limit:
             where = progress.phase or "start"
-            return crashed(f"no progress in phase {where} for {settings.no_progress_seconds:g} s", Reason.TIMEOUT)
+            return crashed(f"no progress in phase {where} for {limit:g} s", Reason.TIMEOUT)
         ran = now - progress.began
         if ran > settings.queue.job_timeout_seconds:
             limit = settings.queue.job_timeout_seconds
@@ -83,6 +99,12 @@ class Watchdog:
         if self._deadline is not None and ran > self._deadline:
             return Failed(FailKind.PERMANENT, Reason.TIMEOUT, "the job's deadline passed while it was running")
         return None
+
+
+def phase_seconds(settings: AgentSettings, phase: str) -> float:
+    """How long a phase may go on without a sign of progress; a phase that this version does not know is a step's."""
+    limits = {"load": settings.load_seconds, "decode": settings.decode_seconds, "encode": settings.encode_seconds}
+    return limits.get(phase, settings.no_progress_seconds)
 
 
 def _count(value: object, otherwise: int) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 
 from appliance.errors import ApplianceError
+from appliance.job import Capabilities
 from appliance.settings import Secret
 
 CONNECT_SECONDS = 1.0
@@ -47,6 +48,12 @@ class Ping:
     fingerprint: str = ""
     synthetic: bool = False
     busy: str | None = None
+    capabilities: Capabilities | None = None
+    """None: of the time before checkpoints; it refuses what it does not know."""
+    gpu: Mapping[str, Any] | None = None
+
+    def with_gpu_of(self, later: Ping) -> Ping:
+        return replace(self, gpu=later.gpu)
 
 
 class Webui:
@@ -71,7 +78,7 @@ class Webui:
             return Ping(ready=False, status=f"unreachable: {error or type(error).__name__}")
         if not isinstance(facts, dict):
             return Ping(ready=False, status="answers something else")
-        busy = facts.get("busy")
+        busy, capabilities, gpu = facts.get("busy"), facts.get("capabilities"), facts.get("gpu")
         return Ping(
             ready=response.status_code == 200 and facts.get("status") == "ok",
             status=str(facts.get("status", response.status_code)),
@@ -79,28 +86,46 @@ class Webui:
             fingerprint=str(facts.get("fingerprint") or ""),
             synthetic=facts.get("synthetic") is True,
             busy=busy if isinstance(busy, str) and busy else None,
+            capabilities=Capabilities.parse(capabilities) if isinstance(capabilities, dict) else None,
+            gpu=gpu if isinstance(gpu, dict) else None,
         )
 
-    async def interrupt(self, job_id: str) -> None:
-        """Stops `job_id` if it is what runs; waits until it has stopped."""
+    async def interrupt(
+        self,
+        job_id: str,
+        fence: int | None = None,
+        *,
+        checkpoint: bool = False,
+        seconds: float = INTERRUPT_SECONDS,
+    ) -> int | None:
+        """Stops this attempt at `job_id` (without a fence: any) if it is what runs, and waits until it has stopped.
+
+        Answers the step of the newest checkpoint, where there is one.
+        """
+        body = {"job": job_id, "fence": fence, "checkpoint": checkpoint}
+        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         try:
-            response = await self._client.post(
-                "/internal/interrupt", json={"job": job_id}, timeout=httpx.Timeout(INTERRUPT_SECONDS, connect=1.0)
-            )
-        except httpx.HTTPError as error:
+            response = await self._client.post("/internal/interrupt", json=body, timeout=timeout)
+            answer = response.json() if response.status_code < 400 else None
+        except (httpx.HTTPError, ValueError) as error:
             raise WebuiError(f"interrupt failed: {error or type(error).__name__}") from error
         if response.status_code >= 400:
             raise WebuiRefused(response.status_code, response.text[:200])
+        step = answer.get("checkpoint_step") if isinstance(answer, dict) else None
+        return step if isinstance(step, int) else None
 
     @asynccontextmanager
-    async def generate(self, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    async def generate(self, body: bytes) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """The events of one generation. Leaving the block closes the connection, which stops the work.
 
         There is no read timeout: the caller watches the silence, since only it knows when it was frozen itself.
         """
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        kind = {"Content-Type": "application/json"}
         try:
-            async with self._client.stream("POST", "/internal/generate", json=body, timeout=timeout) as response:
+            async with self._client.stream(
+                "POST", "/internal/generate", content=body, headers=kind, timeout=timeout
+            ) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise WebuiRefused(response.status_code, problem_detail(response))

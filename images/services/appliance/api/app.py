@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from appliance.api import cluster, events, jobs, results
 from appliance.api.auth import Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
+from appliance.api.openapi import install_openapi
 from appliance.api.problems import install_handlers
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
@@ -32,7 +33,9 @@ def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
     app.state.services = services
     for part in (jobs, events, results, cluster):
         app.include_router(part.router)
+    app.state.routes = [route for part in (jobs, events, results, cluster) for route in part.router.routes]
     install_handlers(app)
+    install_openapi(app)
     # The last one added runs first: who is asking comes before how much they send.
     app.add_middleware(BodyLimit)
     app.add_middleware(Authenticate, ring=KeyRing(settings.api_keys_file))

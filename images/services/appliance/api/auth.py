@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?P<role>user|operator):(?P<digest>[0-9a-f]{64})")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 RECHECK_SECONDS = 1.0
+SETTLED_NS = 1_000_000_000
+UNSETTLED = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,12 @@ class KeyRing:
         except (OSError, UnicodeDecodeError) as error:
             log.error("%s cannot be read, keeping the %d keys known so far: %s", self._path, len(self._entries), error)
             return
-        self._entries = tuple(parse_keys(text, self._path))
-        self._stamp = stamp
-        log.info("%d API keys read from %s", len(self._entries), self._path)
+        entries = tuple(parse_keys(text, self._path))
+        if entries != self._entries or self._stamp is None:
+            log.info("%d API keys read from %s", len(entries), self._path)
+        self._entries = entries
+        # The file is written in place: one so young may have been read half-way, and its time may not change again.
+        self._stamp = stamp if time.time_ns() - status.st_mtime_ns > SETTLED_NS else UNSETTLED
 
 
 def parse_keys(text: str, path: Path) -> list[tuple[Identity, str]]:

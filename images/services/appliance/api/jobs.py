@@ -5,32 +5,35 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from appliance.api.auth import Identity
-from appliance.api.limits import PLAIN_BODY_LIMIT_BYTES
-from appliance.api.problems import Problem, documented
+from appliance.api.limits import PLAIN_BODY_LIMIT_BYTES, no_worker_fits, require_affordable
+from appliance.api.problems import Problem, described, documented, not_found
 from appliance.api.services import Caller, JobId, Services, ServicesHere, find_job
-from appliance.api.views import Accepted, JobList, JobView, view_job
+from appliance.api.views import Accepted, JobList, JobView, seconds_until_room, view_job
 from appliance.errors import QueueUnavailable
-from appliance.job import JobRequest, JobState, estimate_cost_ms, is_job_id, new_job_id
+from appliance.job import JobRequest, JobState, estimate_cost_ms, needs_of, new_job_id, resolution_of
 from appliance.outcome_log import log_job_result
 from appliance.queue import JobRecord, Submission
-from appliance.queue import types as answers
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], responses=documented(401, 422, 503))
 
+T = TypeVar("T")
 # Long enough for a failover of Redis: the client waits a little instead of seeing an error.
-SUBMIT_PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 3.0
 SCAN_LIMIT = 2000
+JOB_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 SCAN_PAGE = 200
 
+ACCEPTED = described(202, "Accepted", headers={"Location": {"required": True, "schema": {"type": "string"}}})
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
 
 
-@router.post("", status_code=202, response_model=Accepted, responses=documented(409, 413))
+@router.post("", status_code=202, response_model=Accepted, responses=documented(400, 409, 413) | ACCEPTED)
 async def submit_job(
     services: ServicesHere,
     caller: Caller,
@@ -41,9 +44,14 @@ async def submit_job(
 ) -> Accepted:
     if job.init_image is None and len(await request.body()) > PLAIN_BODY_LIMIT_BYTES:
         raise Problem(413, "body-too-large", f"without init_image a body may have {PLAIN_BODY_LIMIT_BYTES} bytes")
-    accepted = await submit_patiently(services, submission_of(job, caller, idempotency_key))
+    require_affordable(job, services.settings.max_pixel_frames)
+    submission = submission_of(job, caller, idempotency_key)
+    accepted = await patiently(services, lambda: services.queue.submit(submission))
     if accepted.status == "full":
-        raise Problem(503, "queue-full", "the queue is full; try again later", headers={"Retry-After": "10"})
+        seconds = str(seconds_until_room(services.ticker.stats))
+        raise Problem(503, "queue-full", "the queue is full; try again later", headers={"Retry-After": seconds})
+    if accepted.status == "unfit":
+        raise no_worker_fits(submission.needs, accepted.missing)
     if accepted.status == "conflict":
         raise Problem(
             409,
@@ -52,7 +60,7 @@ async def submit_job(
             job=accepted.job_id,
         )
     response.headers["Location"] = f"/api/v1/jobs/{accepted.job_id}"
-    return await _describe_accepted(services, accepted)
+    return await _describe_accepted(services, accepted.job_id, accepted.state)
 
 
 def submission_of(job: JobRequest, caller: Identity, idempotency_key: str | None) -> Submission:
@@ -66,30 +74,31 @@ def submission_of(job: JobRequest, caller: Identity, idempotency_key: str | None
         cost_ms=estimate_cost_ms(job),
         idempotency_key=idempotency_key,
         deadline_seconds=job.deadline_seconds,
+        needs=needs_of(job),
+        resolution=resolution_of(job),
     )
 
 
-async def submit_patiently(services: Services, submission: Submission) -> answers.Accepted:
-    """Tries again with the same id while Redis fails over; the script makes that safe."""
-    deadline = time.monotonic() + SUBMIT_PATIENCE_SECONDS
+async def patiently(services: Services, move: Callable[[], Awaitable[T]]) -> T:
+    """Tries the same move again while Redis fails over; its script makes that safe."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return await services.queue.submit(submission)
+            return await move()
         except QueueUnavailable:
             if time.monotonic() >= deadline or services.stopping.is_set():
                 raise
         await asyncio.sleep(0.25)
 
 
-async def _describe_accepted(services: Services, accepted: answers.Accepted) -> Accepted:
+async def _describe_accepted(services: Services, job_id: str, state: JobState | None) -> Accepted:
     """The job is accepted already: failing to describe it must not turn the answer into an error."""
     try:
-        job = await services.queue.get(accepted.job_id)
+        job = await services.queue.get(job_id)
     except QueueUnavailable:
         job = None
     if job is None:
-        state = accepted.state or JobState.QUEUED
-        return Accepted(id=accepted.job_id, state=state, position=None, eta_seconds=None)
+        return Accepted(id=job_id, state=state or JobState.QUEUED, position=None, eta_seconds=None)
     view = view_job(job, services.ticker.stats)
     return Accepted(id=view.id, state=view.state, position=view.position, eta_seconds=view.eta_seconds)
 
@@ -100,11 +109,9 @@ async def list_jobs(
     caller: Caller,
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(pattern=JOB_ID)] = None,
 ) -> JobList:
     """Newest first. Go on with `cursor` until it is null; with a state filter a page may be short."""
-    if cursor is not None and not is_job_id(cursor):
-        raise Problem(422, "invalid-request", "cursor: is not one that this call returned")
     user = None if caller.is_operator else caller.name
     found, next_cursor = await _scan(services, user, state, limit, cursor)
     views = [view_job(job, services.ticker.stats) for job in found]
@@ -138,7 +145,7 @@ async def read_job(services: ServicesHere, caller: Caller, job_id: JobId) -> Job
 async def cancel_job(services: ServicesHere, caller: Caller, job_id: JobId) -> JobView:
     """A waiting job is cancelled at once, a running one within about 2 s; cancelling twice is fine."""
     job = await find_job(services, caller, job_id)
-    answer = await services.queue.cancel(job_id)
+    answer = await patiently(services, lambda: services.queue.cancel(job_id))
     if answer.status == "final" and answer.state is not JobState.CANCELLED:
         state = answer.state.value if answer.state else "gone"
         raise Problem(409, "already-finished", f"the job is {state} already", state=state)
@@ -154,3 +161,19 @@ async def cancel_job(services: ServicesHere, caller: Caller, job_id: JobId) -> J
             reason="CANCELLED",
         )
     return view_job(await find_job(services, caller, job_id), services.ticker.stats)
+
+
+@router.post("/{job_id}/retry", status_code=202, response_model=Accepted, responses=documented(404, 409) | ACCEPTED)
+async def retry_job(services: ServicesHere, caller: Caller, job_id: JobId, response: Response) -> Accepted:
+    """A job that was given up runs again, with all its budgets; repeating the call while it waits is fine."""
+    await find_job(services, caller, job_id)
+    answer = await patiently(services, lambda: services.queue.requeue_dead(job_id))
+    if answer.status == "missing":
+        raise not_found(job_id)
+    if answer.status == "gone":
+        raise Problem(409, "request-gone", "the job's request is not kept any more; submit it anew")
+    if answer.status == "final":
+        state = answer.state.value if answer.state else "gone"
+        raise Problem(409, "not-dead", f"only a dead job can be tried again; this one is {state}", state=state)
+    response.headers["Location"] = f"/api/v1/jobs/{job_id}"
+    return await _describe_accepted(services, job_id, answer.state)

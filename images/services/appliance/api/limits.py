@@ -1,7 +1,8 @@
-"""Bounds on request bodies, enforced while they stream in: a lying Content-Length or none at all does not help."""
+"""Bounds on what is asked for. On bodies while they stream in: a lying Content-Length or none at all does not help."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from appliance.api.problems import Problem, problem_response
+from appliance.job import JobRequest, Needs, pixel_frames
 
 BODY_LIMIT_BYTES: Final = 16 * 1024 * 1024
 PLAIN_BODY_LIMIT_BYTES: Final = 1024 * 1024
@@ -39,3 +41,40 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+def require_affordable(job: JobRequest, max_pixel_frames: int) -> None:
+    """Each of width, height and frames may be high, but not all of them in one job."""
+    if pixel_frames(job) <= max_pixel_frames:
+        return
+    frames = max_pixel_frames // (job.width * job.height)
+    less = f"at most {frames} frames" if frames else "a smaller width or height"
+    message = (
+        f"{job.width} x {job.height} pixels x {job.frames} frames are {pixel_frames(job)} pixel-frames; "
+        f"at most {max_pixel_frames} are allowed: ask for {less}"
+    )
+    raise Problem(
+        422,
+        "job-too-large",
+        message,
+        errors=[{"field": "frames", "message": message}],
+        pixel_frames=pixel_frames(job),
+        max_pixel_frames=max_pixel_frames,
+    )
+
+
+def no_worker_fits(needs: Needs, missing: Sequence[str]) -> Problem:
+    """For a job that would wait for ever: none of the cluster's workers can run it."""
+    wanted = {
+        "model": f"model {needs.model!r}",
+        "motion_module": f"motion module {needs.motion_module!r}",
+        "vram_mib": f"about {needs.vram_mib} MiB of GPU memory (less with a smaller size or context_batch_size)",
+        "frames": f"up to {needs.frames} frames",
+    }
+    names = [name for name in wanted if name in missing]
+    if names:
+        detail = f"no worker of this cluster has {', nor '.join(wanted[name] for name in names)}"
+    else:
+        both = " and ".join(text for name, text in wanted.items() if getattr(needs, name))
+        detail = f"no single worker of this cluster has {both}"
+    return Problem(422, "no-worker-fits", detail, missing=names, needs={k: v for k, v in vars(needs).items() if v})

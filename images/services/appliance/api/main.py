@@ -10,9 +10,11 @@ import uvicorn
 
 from appliance.api.app import create_app
 from appliance.errors import QueueUnavailable
+from appliance.lifecycle import cancel_tasks, start_task
 from appliance.logs import configure_logging
 from appliance.queue import Queue
 from appliance.redis_link import RedisLink
+from appliance.redis_watchdog import EXIT_CODE, watch_redis
 from appliance.settings import ApiSettings
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self.should_exit = True
         self._loop.call_soon_threadsafe(self._stopping.set)
 
@@ -38,7 +43,8 @@ def run(settings: ApiSettings) -> int:
 
 
 async def _serve(settings: ApiSettings) -> int:
-    queue = Queue(RedisLink(settings.redis), settings.queue, settings.redis.replicas)
+    link = RedisLink(settings.redis)
+    queue = Queue(link, settings.queue, settings.redis.replicas)
     try:
         await queue.connect()
     except QueueUnavailable as error:
@@ -59,5 +65,11 @@ async def _serve(settings: ApiSettings) -> int:
         forwarded_allow_ips="*",
     )
     server = Server(config, app.state.services.stopping)
-    await server.serve()
-    return 0 if server.started else 1
+    serving = start_task("serve", server.serve())
+    watchdog = start_task("redis watchdog", watch_redis(link, settings.redis.watchdog_seconds))
+    await asyncio.wait({serving, watchdog}, return_when=asyncio.FIRST_COMPLETED)
+    lost = not serving.done()
+    server.stop()
+    await serving
+    await cancel_tasks(watchdog)
+    return EXIT_CODE if lost else 0 if server.started else 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from appliance.errors import ApplianceError, QueueUnavailable
 
@@ -88,8 +89,17 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for exactly this class
     slug = SLUGS.get(error.status_code, "http-error")
-    problem = Problem(error.status_code, slug, str(error.detail), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods_at(request))) or headers.get("Allow", "")
+    problem = Problem(error.status_code, slug, str(error.detail), headers=headers)
     return problem_response(problem, request.url.path)
+
+
+def _methods_at(request: Request) -> set[str]:
+    """Starlette names the methods of the first route of this path only."""
+    matching = (route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -102,18 +112,48 @@ def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(parts) or "body"
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the problems a route may answer."""
-    schema = {
-        "type": "object",
-        "required": ["type", "title", "status", "detail", "instance"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "instance": {"type": "string"},
+PROBLEM_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance"],
+    "properties": {
+        "type": {"type": "string", "description": "a stable slug"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "description": "of a refused request: which field, and why",
+            "items": {
+                "type": "object",
+                "required": ["field", "message"],
+                "properties": {"field": {"type": "string"}, "message": {"type": "string"}},
+            },
         },
+    },
+}
+RETRY_AFTER: Final = {
+    "Retry-After": {"required": True, "description": "seconds", "schema": {"type": "integer", "minimum": 1}}
+}
+HEADERS: Final[dict[int, dict[str, Any]]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
+    503: RETRY_AFTER,
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the problems a route may answer; `Problem` is added to the components by `openapi`."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": content,
+            **({"headers": HEADERS[status]} if status in HEADERS else {}),
+        }
+        for status in statuses
     }
-    content = {MEDIA_TYPE: {"schema": schema}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def described(status: int, description: str, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """An OpenAPI entry for an answer that is no problem: `content`, `headers`, `model`."""
+    return {status: {"description": description, **more}}

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse
 
-from appliance.api.problems import RETRY_SECONDS, Problem, documented
+from appliance.api.problems import RETRY_SECONDS, Problem, described, documented
 from appliance.api.services import Caller, JobId, ServicesHere, find_job
 from appliance.errors import StorageError
 from appliance.job import JobState, attempt_folder
@@ -20,6 +20,7 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["results"])
 
 STORAGE_SECONDS = 5.0
 # Nothing a browser would run: media is played, everything else is downloaded.
+OTHER_TYPE = "application/octet-stream"
 INLINE_TYPES = frozenset({"video/mp4", "image/gif", "image/webp", "image/png", "image/jpeg", "application/json"})
 
 
@@ -29,7 +30,7 @@ async def read_result(
     """The `file`-th file of a finished job; range requests work."""
     job = await find_job(services, caller, job_id)
     path, described = await _locate_in_time(services.settings.jobs_dir, job, file)
-    media_type = described.media_type if described.media_type in INLINE_TYPES else "application/octet-stream"
+    media_type = described.media_type if described.media_type in INLINE_TYPES else OTHER_TYPE
     return FileResponse(
         path,
         media_type=media_type,
@@ -65,6 +66,16 @@ def locate(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile
 
 
 _path = "/{job_id}/result"
-_responses = documented(401, 404, 409, 416, 422, 503)
+_bytes = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (*sorted(INLINE_TYPES), OTHER_TYPE)}
+_ranges = {
+    "Accept-Ranges": {"required": True, "schema": {"type": "string"}},
+    "ETag": {"required": True, "schema": {"type": "string"}},
+}
+_parts = {"Content-Range": {"required": False, "schema": {"type": "string"}}, **_ranges}
+_responses = (
+    documented(400, 401, 404, 409, 416, 422, 503)
+    | described(200, "the file", content=_bytes, headers=_ranges)
+    | described(206, "the range that was asked for", content=_bytes, headers=_parts)
+)
 router.add_api_route(_path, read_result, methods=["GET"], response_class=FileResponse, responses=_responses)
 router.add_api_route(_path, read_result, methods=["HEAD"], include_in_schema=False, response_class=FileResponse)

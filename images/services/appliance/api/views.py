@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Final
 
 from pydantic import BaseModel
 
 from appliance.job import JobState
 from appliance.queue import JobRecord
-from appliance.queue.types import QueueStats
+from appliance.queue.types import AttemptRecord, QueueStats
+
+UNKNOWN_DRAIN_SECONDS: Final = 10
+LONGEST_RETRY_SECONDS: Final = 300
 
 
 class Accepted(BaseModel):
@@ -19,17 +23,35 @@ class Accepted(BaseModel):
     eta_seconds: float | None
 
 
-class AttemptCounts(BaseModel):
+class AttemptView(BaseModel):
+    """One ended attempt. `memory` names the memory settings it ran with, `resumed_from` the step it went on from."""
+
+    fence: int
+    worker: str
+    kind: str
+    reason: str | None
+    message: str | None
+    memory: str | None
+    step: int
+    resumed_from: int
+    at: float
+
+
+class Attempts(BaseModel):
+    """What counts against the budgets, and the newest ended attempts, newest last."""
+
     total: int
     crash: int
     error: int
     oom: int
+    history: list[AttemptView]
 
 
 class Progress(BaseModel):
     step: int
     total_steps: int
     phase: str
+    memory: str | None
 
 
 class Failure(BaseModel):
@@ -57,9 +79,11 @@ class JobView(BaseModel):
     finished_at: float | None
     worker: str | None
     fence: int
-    attempts: AttemptCounts
+    attempts: Attempts
     cancel_requested: bool
     progress: Progress | None
+    checkpoint_step: int
+    resumed_from: int
     error: Failure | None
     result: list[FileView] | None
 
@@ -82,12 +106,28 @@ def view_job(job: JobRecord, stats: QueueStats | None) -> JobView:
         finished_at=job.finished_at,
         worker=job.worker,
         fence=job.fence,
-        attempts=AttemptCounts(total=job.attempts, crash=job.crashes, error=job.errors, oom=job.ooms),
+        attempts=Attempts(
+            total=job.attempts,
+            crash=job.crashes,
+            error=job.errors,
+            oom=job.ooms,
+            history=[_view_attempt(attempt) for attempt in job.history],
+        ),
         cancel_requested=job.cancel_requested,
-        progress=Progress(step=job.step, total_steps=job.total_steps, phase=job.phase) if job.attempts else None,
+        progress=_view_progress(job) if job.attempts else None,
+        checkpoint_step=job.checkpoint_step,
+        resumed_from=job.resumed_from,
         error=Failure(reason=job.reason, message=job.message) if job.reason else None,
         result=view_files(job),
     )
+
+
+def _view_progress(job: JobRecord) -> Progress:
+    return Progress(step=job.step, total_steps=job.total_steps, phase=job.phase, memory=job.memory)
+
+
+def _view_attempt(attempt: AttemptRecord) -> AttemptView:
+    return AttemptView.model_validate(attempt, from_attributes=True)
 
 
 def view_files(job: JobRecord) -> list[FileView] | None:
@@ -107,15 +147,25 @@ def view_files(job: JobRecord) -> list[FileView] | None:
 
 
 def estimate_eta(job: JobRecord, stats: QueueStats | None, now: float) -> float | None:
-    """Seconds until the result, from the average run time; None while there is nothing to go by."""
+    """Seconds until the result, by what jobs of this resolution took before; None while there is nothing to go by."""
     if stats is None or stats.average_run_ms <= 0:
         return None
     average = stats.average_run_ms / 1000
+    own = stats.estimate(job.cost_ms, job.resolution) or average
     if job.state is JobState.RUNNING and job.started_at is not None:
         elapsed = max(0.0, now - job.started_at)
-        if job.step > 0 and job.total_steps >= job.step:
-            return round(elapsed / job.step * (job.total_steps - job.step), 1)
-        return round(max(0.0, average - elapsed), 1)
+        made = job.step - job.resumed_from  # steps of this attempt: it may have gone on from a checkpoint
+        if made > 0 and job.total_steps >= job.step:
+            return round(elapsed / made * (job.total_steps - job.step), 1)
+        return round(max(0.0, own - elapsed), 1)
     if job.state is JobState.QUEUED and job.position is not None and stats.live_workers > 0:
-        return round(math.ceil((job.position + stats.running) / stats.live_workers) * average, 1)
+        rounds = (job.position - 1 + stats.running) // stats.live_workers
+        return round(rounds * average + own, 1)
     return None
+
+
+def seconds_until_room(stats: QueueStats | None) -> int:
+    """When a full queue may have a place again, for Retry-After: the workers end one job every average / workers."""
+    if stats is None or stats.average_run_ms <= 0 or stats.live_workers <= 0:
+        return UNKNOWN_DRAIN_SECONDS
+    return min(LONGEST_RETRY_SECONDS, max(1, math.ceil(stats.average_run_ms / 1000 / stats.live_workers)))

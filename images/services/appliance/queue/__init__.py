@@ -2,6 +2,7 @@
 
 from appliance.queue.client import Queue
 from appliance.queue.types import (
+    AttemptRecord,
     BeatAnswer,
     Claim,
     CommitAnswer,
@@ -14,6 +15,7 @@ from appliance.queue.types import (
 )
 
 __all__ = [
+    "AttemptRecord",
     "BeatAnswer",
     "Claim",
     "CommitAnswer",

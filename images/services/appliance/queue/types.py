@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from appliance.job import JobState, Priority
+from appliance.job import DEFAULT_CLASS, Capabilities, JobState, Needs, Priority
 
 
 class FailKind(str, Enum):
@@ -35,7 +35,7 @@ class CommitAnswer(str, Enum):
 
 @dataclass(frozen=True)
 class Submission:
-    """One job as handed to the queue; `body` is opaque to it."""
+    """One job as handed to the queue; `body` is opaque to it. Without `weight` its user's from the settings counts."""
 
     job_id: str
     user: str
@@ -45,16 +45,22 @@ class Submission:
     cost_ms: int
     idempotency_key: str | None = None
     deadline_seconds: float | None = None
-    weight: float = 1.0
+    weight: float | None = None
+    needs: Needs = field(default_factory=Needs)
+    resolution: str = ""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """`status` is ok, duplicate, conflict or full; `job_id` is the existing job's for duplicate and conflict."""
+    """`status` is ok, duplicate, conflict, full or unfit; `job_id` is the existing job's for duplicate and conflict.
+
+    `missing` (when unfit): the names of the needs that no worker meets; empty when each is met, but by no worker all.
+    """
 
     status: str
     job_id: str
     state: JobState | None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """A leased job. `deadline_seconds` is the time left at the moment of claiming."""
+    """A leased job. `deadline_seconds` is the time left at the moment of claiming, `ooms` how often it ran out of
+    memory before."""
 
     job_id: str
     nonce: str
@@ -87,6 +94,8 @@ class Claim:
     deadline_seconds: float | None
     body: str
     outcomes: tuple[Outcome, ...] = ()
+    ooms: int = 0
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,12 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Settlement:
-    """`status` is settled, replay or fenced; `state` is where the job is now, if it exists."""
+    """`state` is where the job is now, if it exists. `status`:
+
+    fail: settled, replay (answered before) or fenced
+    cancel: cancelled, requested (it runs; its worker will hear), final or missing
+    requeue_dead: settled, replay, final (it is not dead), gone (its request is not kept any more) or missing
+    """
 
     status: str
     state: JobState | None
@@ -116,6 +130,24 @@ class TickReport:
 
 
 @dataclass(frozen=True)
+class RepairReport:
+    """What one slice of the cross-check has looked at and put right."""
+
+    checked: int = 0
+    relet: int = 0  # running without a lease
+    requeued: int = 0  # queued, but in no line
+    promoted: int = 0  # delayed, but never due
+    removed: int = 0  # in a line or among the leases, but elsewhere by its own record
+    unledgered: int = 0  # entries of the ledger that no running job has
+    ledgered: int = 0  # running, but not in the ledger
+
+    @property
+    def repaired(self) -> int:
+        counts: dict[str, int] = vars(self)
+        return sum(counts.values()) - self.checked
+
+
+@dataclass(frozen=True)
 class QueueStats:
     waiting: int
     delayed: int
@@ -127,6 +159,47 @@ class QueueStats:
     dead_total: int
     cancelled_total: int
     average_run_ms: float
+    replayed_total: int = 0
+    average_ratio: float = 0.0
+    averages: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
+
+    def estimate(self, cost_ms: int, resolution: str) -> float | None:
+        """Seconds that a job of this cost runs: by what its resolution took before, else by what all did."""
+        ratio = self.ratios.get(resolution) or self.average_ratio
+        return ratio * cost_ms / 1000 if ratio > 0 else None
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One ended attempt. `memory` names the memory settings it ran with; `at` is a Unix time in seconds."""
+
+    fence: int
+    worker: str
+    kind: str
+    reason: str | None
+    message: str | None
+    memory: str | None
+    step: int
+    resumed_from: int
+    at: float
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> AttemptRecord:
+        return cls(
+            fence=int(raw["fence"]),
+            worker=raw["worker"],
+            kind=raw["kind"],
+            reason=raw.get("reason") or None,
+            message=raw.get("message") or None,
+            memory=raw.get("memory") or None,
+            step=int(raw.get("step") or 0),
+            resumed_from=int(raw.get("resumed_from") or 0),
+            at=raw["at"] / 1000,
+        )
 
 
 @dataclass(frozen=True)
@@ -154,6 +227,13 @@ class JobRecord:
     message: str | None
     result: dict[str, Any] | None
     position: int | None = None
+    worker_class: str = DEFAULT_CLASS
+    cost_ms: int = 0
+    resolution: str = ""
+    checkpoint_step: int = 0
+    memory: str | None = None
+    resumed_from: int = 0
+    history: tuple[AttemptRecord, ...] = ()
 
     @classmethod
     def parse(cls, raw: Mapping[str, str], rank: int | None) -> JobRecord:
@@ -179,6 +259,13 @@ class JobRecord:
             message=raw.get("message") or None,
             result=json.loads(raw["result"]) if raw.get("result") else None,
             position=None if rank is None else rank + 1,
+            worker_class=raw.get("class", DEFAULT_CLASS),
+            cost_ms=int(raw.get("cost", 0)),
+            resolution=raw.get("res", ""),
+            checkpoint_step=int(raw.get("checkpoint", 0)),
+            memory=raw.get("memory") or None,
+            resumed_from=int(raw.get("resumed", 0)),
+            history=tuple(AttemptRecord.parse(item) for item in json.loads(raw.get("history") or "[]")),
         )
 
 
@@ -193,6 +280,25 @@ class WorkerRecord:
     boot_id: str
     seq: int
     heartbeat_age_seconds: float
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    gpu: Mapping[str, Any] | None = None
+
+    @classmethod
+    def parse(cls, name: str, row: Mapping[str, str], now: float) -> WorkerRecord:
+        gpu = json.loads(row.get("gpu") or "null")
+        return cls(
+            name=name,
+            state=row.get("state", ""),
+            job_id=row.get("job"),
+            engine=row.get("engine", ""),
+            fingerprint=row.get("fingerprint", ""),
+            synthetic=row.get("synthetic") == "1",
+            boot_id=row.get("boot_id", ""),
+            seq=int(row.get("seq", 0)),
+            heartbeat_age_seconds=round(max(0.0, now - int(row.get("seen", 0)) / 1000), 3),
+            capabilities=Capabilities.parse(json.loads(row.get("capabilities") or "null")),
+            gpu=gpu if isinstance(gpu, dict) else None,
+        )
 
 
 @dataclass(frozen=True)

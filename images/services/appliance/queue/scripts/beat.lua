@@ -1,13 +1,23 @@
 -- Renews a lease and carries progress.
--- A        {id, nonce, fence (text), step, total, phase}
+-- A        {id, nonce, fence (text), step, total, phase; memory (a label), resumed and checkpoint (steps) when told}
 -- result   "ok" | "cancel" (renewed, but its user wants it stopped) | "fenced"
-observe_epoch()
-if not owns(A.id, A.nonce, A.fence) then return 'fenced' end
-redis.call('ZADD', K.lease, int(now + A.lease_ms), A.id)
-local before = get(A.id, 'step', 'phase', 'cancel')
-if before[1] ~= int(A.step) or before[2] ~= A.phase then
-  redis.call('HSET', K.j .. A.id, 'step', int(A.step), 'total', int(A.total), 'phase', A.phase)
-  emit(A.id, 'progress', {step = A.step, total_steps = A.total, phase = A.phase})
+observe_epoch(false)
+local job = get(A.id, 'state', 'nonce', 'fence', 'cancel', 'step', 'phase', 'memory', 'resumed', 'checkpoint')
+if job[1] ~= 'running' or job[2] ~= A.nonce or job[3] ~= A.fence then return 'fenced' end
+redis.call('ZADD', K.lease, int(now + C.lease_ms), A.id)
+
+local changes = {}
+local function note(field, before, value)
+  if value and value ~= before then changes[#changes + 1], changes[#changes + 2] = field, value end
 end
-if before[3] then return 'cancel' end
-return 'ok'
+note('step', job[5], int(A.step))
+note('phase', job[6], A.phase)
+note('memory', job[7], A.memory)
+note('resumed', job[8], A.resumed and int(A.resumed))
+note('checkpoint', job[9], A.checkpoint and int(A.checkpoint))
+if #changes > 0 then
+  redis.call('HSET', K.j .. A.id, 'total', int(A.total), unpack(changes))
+  emit(A.id, 'progress', {step = A.step, total_steps = A.total, phase = A.phase, memory = A.memory,
+    resumed_from = A.resumed, checkpoint_step = A.checkpoint})
+end
+return job[4] and 'cancel' or 'ok'

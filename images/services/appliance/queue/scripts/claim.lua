@@ -1,69 +1,88 @@
--- Leases the best waiting job to a worker that holds none.
--- A        {worker, nonce, classes}; the same nonce again returns the same job (a lost answer costs nothing)
--- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON}
+-- Leases the best waiting job that fits to a worker that holds none.
+-- A        {worker, nonce, boot (of the process, or ""), can (its capabilities; without it it can run anything)};
+--          the same nonce again returns the same job (a lost answer costs nothing)
+-- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON, ooms, user}
 --          {"none", wake cursor, ms to the next due item or "-1", outcomes JSON}
-local function hand_over(id)
-  local job = get(id, 'fence', 'attempts', 'deadline')
-  return {'job', id, job[1], job[2], job[3] or '', int(now), redis.call('GET', K.p .. id) or '', list(outcomes)}
+local function hand_over(id, fence, attempts, deadline, ooms, user)
+  return {'job', id, fence, attempts, deadline or '', int(now), redis.call('GET', K.p .. id) or '', list(outcomes),
+    ooms or '0', user}
 end
 
-local function lease(id)
-  local fence = int(math.max(tonumber(redis.call('HGET', K.j .. id, 'fence')) + 1, now_us))
-  if redis.call('EXISTS', K.run) == 0 then redis.call('XGROUP', 'CREATE', K.run, 'g', '0', 'MKSTREAM') end
-  local entry = redis.call('XADD', K.run, '*', 'job', id, 'fence', fence, 'worker', A.worker)
-  redis.call('XREADGROUP', 'GROUP', 'g', A.worker, 'STREAMS', K.run, '>')
-  redis.call('ZADD', K.lease, int(now + A.lease_ms), id)
-  redis.call('HSET', K.j .. id, 'state', 'running', 'owner', A.worker, 'nonce', A.nonce, 'fence', fence,
-    'entry', entry, 'started', int(now), 'step', 0, 'total', 0, 'phase', '')
-  redis.call('HINCRBY', K.j .. id, 'attempts', 1)
-  redis.call('HSET', K.w .. A.worker, 'job', id)
-  emit(id, 'running', {state = 'running', worker = A.worker, fence = fence})
-end
-
-local function best_waiting()
-  local best, best_key, best_score
-  for _, class in ipairs(A.classes) do
-    local head = redis.call('ZRANGE', ready_key(class), 0, 0, 'WITHSCORES')
-    if head[1] and (not best or tonumber(head[2]) < best_score) then
-      best, best_key, best_score = head[1], ready_key(class), tonumber(head[2])
+local function none()
+  local cursor = redis.call('XREVRANGE', K.wake, '+', '-', 'COUNT', 1)
+  local next_due = -1
+  for _, key in ipairs({K.delayed, K.lease}) do
+    local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+    if head[2] and (next_due < 0 or tonumber(head[2]) - now < next_due) then
+      next_due = math.max(0, tonumber(head[2]) - now)
     end
   end
-  if best then redis.call('ZREM', best_key, best) end
-  return best
+  return {'none', cursor[1] and cursor[1][1] or '0-0', int(next_due), list(outcomes)}
 end
 
-observe_epoch()
-local held = redis.call('HGET', K.w .. A.worker, 'job')
-if held then
-  local job = get(held, 'state', 'owner', 'nonce')
+-- `job` is {state, deadline, fence, attempts, created, oom, user} as they are before.
+local function lease(id, job)
+  local fence = int(math.max(tonumber(job[3] or 0) + 1, now_us))
+  local attempts = int(tonumber(job[4] or 0) + 1)
+  local entry = add_to_ledger(id, fence, A.worker)
+  redis.call('ZADD', K.lease, int(now + C.lease_ms), id)
+  redis.call('HSET', K.j .. id, 'state', 'running', 'owner', A.worker, 'nonce', A.nonce, 'fence', fence,
+    'entry', entry, 'started', int(now), 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
+    'resumed', 0)
+  redis.call('HSET', K.w .. A.worker, 'job', id)
+  if not job[4] then emit_submitted(id, job[5]) end
+  emit(id, 'running', {state = 'running', worker = A.worker, fence = fence})
+  return hand_over(id, fence, attempts, job[2], job[6], job[7])
+end
+
+-- The lines that this worker may take from: every class has one, and what its jobs need is known.
+local function fitting_lines()
+  local lines = {K.ready}
+  local classes = redis.call('HGETALL', K.classes)
+  for index = 1, #classes, 2 do
+    if not A.can or #lacking(A.can, cjson.decode(classes[index + 1])) == 0 then
+      lines[#lines + 1] = ready_key(classes[index])
+    end
+  end
+  return lines
+end
+
+local function pop_best(lines)
+  local best_key, best_score = lines[1], nil
+  if #lines > 1 then
+    for _, key in ipairs(lines) do
+      local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+      if head[1] and (not best_score or tonumber(head[2]) < best_score) then
+        best_key, best_score = key, tonumber(head[2])
+      end
+    end
+  end
+  return redis.call('ZPOPMIN', best_key)[1]
+end
+
+local record = redis.call('HMGET', K.w .. A.worker, 'boot_id', 'job', 'former')
+if not change_boot(A.worker, record, A.boot) then return none() end
+local late = #redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now), 'LIMIT', 0, 1) > 0
+observe_epoch(late)
+if record[2] then
+  local job = get(record[2], 'state', 'owner', 'nonce', 'fence', 'attempts', 'deadline', 'oom', 'user')
   if job[1] == 'running' and job[2] == A.worker then
-    if job[3] == A.nonce then return hand_over(held) end
+    if job[3] == A.nonce then return hand_over(record[2], job[4], job[5], job[6], job[7], job[8]) end
     -- An agent holds one job at a time; asking for another one says that it has forgotten this one.
-    end_attempt(held, 'crash', 'WORKER_LOST', 'its agent started again without it')
+    reclaim(record[2], 'its agent started again without it')
   end
 end
 promote_due()
-reap_expired()
+if late then reap_expired() end
+local lines = fitting_lines()
 while true do
-  local id = best_waiting()
+  local id = pop_best(lines)
   if not id then break end
-  local job = get(id, 'state', 'deadline', 'class')
+  local job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user')
   if job[1] == 'queued' then
-    if job[2] and tonumber(job[2]) <= now then
-      expire_waiting(id, 'queued', job[3])
-    else
-      lease(id)
-      return hand_over(id)
-    end
+    if not job[2] or tonumber(job[2]) > now then return lease(id, job) end
+    expire_waiting(id)
   end
 end
-
-local cursor = redis.call('XREVRANGE', K.wake, '+', '-', 'COUNT', 1)
-local next_due = -1
-for _, key in ipairs({K.delayed, K.lease}) do
-  local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-  if head[2] and (next_due < 0 or tonumber(head[2]) - now < next_due) then
-    next_due = math.max(0, tonumber(head[2]) - now)
-  end
-end
-return {'none', cursor[1] and cursor[1][1] or '0-0', int(next_due), list(outcomes)}
+observe_epoch(true)
+return none()

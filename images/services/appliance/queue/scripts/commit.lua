@@ -2,17 +2,38 @@
 -- A        {id, nonce, fence (text), adopted (the result is another attempt's)}
 -- ARGV[2]  the result: the text of COMMIT
 -- result   "done" | "replay" (this very call was answered before) | "fenced"
+local AVERAGES_LIMIT = 400  -- fields; resolutions beyond are counted with all
+
+-- Exponential moving averages: of the run time, and of its ratio to the estimated cost.
+local function average(took, cost, resolution)
+  local fields = {'average_run_ms', 'average_ratio'}
+  if resolution and resolution ~= '' then
+    local known = redis.call('HEXISTS', K.stats, 'run:' .. resolution) == 1
+    if known or redis.call('HLEN', K.stats) < AVERAGES_LIMIT then
+      fields[3], fields[4] = 'run:' .. resolution, 'ratio:' .. resolution
+    end
+  end
+  local before = redis.call('HMGET', K.stats, unpack(fields))
+  local values = {}
+  for index, field in ipairs(fields) do
+    local value = index % 2 == 1 and took or took / math.max(1, cost)
+    local averaged = before[index] and 0.8 * tonumber(before[index]) + 0.2 * value or value
+    values[#values + 1] = field
+    values[#values + 1] = index % 2 == 1 and int(averaged) or string.format('%.6f', averaged)
+  end
+  redis.call('HSET', K.stats, unpack(values))
+end
+
 local holds, state, mine = owns(A.id, A.nonce, A.fence)
 if not holds then
   if mine and state == 'done' then return 'replay' end
   return 'fenced'
 end
-leave_running(A.id)
+local job = get_attempt(A.id)
+leave_running(A.id, job.entry, job.owner)
 redis.call('HSET', K.j .. A.id, 'result', ARGV[2])
-if not A.adopted then
-  local took = now - tonumber(redis.call('HGET', K.j .. A.id, 'started'))
-  local average = tonumber(redis.call('HGET', K.stats, 'average_run_ms') or took)
-  redis.call('HSET', K.stats, 'average_run_ms', int(0.8 * average + 0.2 * took))
-end
-finish(A.id, 'done')
+remember(A.id, job, 'done')
+if not A.adopted then average(now - tonumber(job.started), tonumber(job.cost or 0), job.res) end
+job.fence = A.fence  -- the event names who did commit, not who should have
+finish(A.id, job, 'done')
 return 'done'

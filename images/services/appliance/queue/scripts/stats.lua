@@ -1,24 +1,39 @@
 -- Counts for the cluster page and for estimates. Reads only.
--- A        {classes, live_ms (a worker seen within this is alive)}
--- result   JSON object of numbers; average_run_ms is 0 while unknown
-local waiting, oldest = 0, now
-for _, class in ipairs(A.classes) do
-  local ids = redis.call('ZRANGE', ready_key(class), 0, 999)
-  waiting = waiting + redis.call('ZCARD', ready_key(class))
-  for _, id in ipairs(ids) do
+-- A        {}
+-- result   JSON object; averages and ratios by resolution, numbers are 0 while unknown
+local OLDEST_OF = 1000
+
+local waiting, oldest, lines = 0, now, {K.ready}
+for _, class in ipairs(redis.call('HKEYS', K.classes)) do lines[#lines + 1] = ready_key(class) end
+for _, line in ipairs(lines) do
+  waiting = waiting + redis.call('ZCARD', line)
+  for _, id in ipairs(redis.call('ZRANGE', line, 0, math.floor(OLDEST_OF / #lines) - 1)) do
     oldest = math.min(oldest, tonumber(redis.call('HGET', K.j .. id, 'created') or now))
   end
 end
-local totals = redis.call('HMGET', K.stats, 'submitted', 'done', 'dead', 'cancelled', 'average_run_ms')
-return cjson.encode({
+
+local stored, totals = redis.call('HGETALL', K.stats), {}
+local averages, ratios = {}, {}
+for index = 1, #stored, 2 do
+  local kind, resolution = string.match(stored[index], '^(%l+):(.+)$')
+  local into = kind == 'run' and averages or kind == 'ratio' and ratios or totals
+  into[resolution or stored[index]] = tonumber(stored[index + 1])
+end
+
+local function object(values) return next(values) and cjson.encode(values) or '{}' end
+
+local counts = cjson.encode({
   waiting = waiting,
   delayed = redis.call('ZCARD', K.delayed),
   running = redis.call('ZCARD', K.lease),
   oldest_waiting_seconds = (now - oldest) / 1000,
-  live_workers = redis.call('ZCOUNT', K.workers, int(now - A.live_ms), '+inf'),
-  submitted_total = tonumber(totals[1] or 0),
-  done_total = tonumber(totals[2] or 0),
-  dead_total = tonumber(totals[3] or 0),
-  cancelled_total = tonumber(totals[4] or 0),
-  average_run_ms = tonumber(totals[5] or 0),
+  live_workers = redis.call('ZCOUNT', K.workers, int(now - C.lease_ms), '+inf'),
+  submitted_total = totals.submitted or 0,
+  done_total = totals.done or 0,
+  dead_total = totals.dead or 0,
+  cancelled_total = totals.cancelled or 0,
+  replayed_total = totals.replayed or 0,
+  average_run_ms = totals.average_run_ms or 0,
+  average_ratio = totals.average_ratio or 0,
 })
+return string.format('{"averages":%s,"ratios":%s,%s', object(averages), object(ratios), string.sub(counts, 2))

@@ -1,15 +1,42 @@
 -- Accepts a job, once. The client makes the id, so a repeated call is safe.
--- A        {id, user, idem (key or ""), hash, prio, slack_ms, cost, weight, class, deadline_ms or null}
+-- A        {id, user, prio, slack_ms, cost, weight, res (resolution); and where there is one: idem (key) and hash,
+--          deadline_ms, class and needs (JSON text)}
 -- ARGV[2]  the request body
--- result   {"ok"|"duplicate", id, state} · {"conflict", id} · {"full", waiting}
+-- result   {"ok"|"duplicate", id, state} · {"conflict", id} · {"full", waiting} · {"unfit", names of missing needs}
 local function duplicate(id)
   -- A write, so that the WAIT behind this call speaks about this connection's newest offset.
   redis.call('HSET', K.j .. id, 'asked_again', int(now))
   return {'duplicate', id, redis.call('HGET', K.j .. id, 'state')}
 end
 
+-- nil when some worker can run it, or when no worker has ever been seen; else what none has.
+local function missing_needs(needs)
+  local workers = redis.call('ZRANGEBYSCORE', K.workers, int(now - 86400000), '+inf')
+  if #workers == 0 then return nil end
+  local missed = {}
+  for _, worker in ipairs(workers) do
+    local text = redis.call('HGET', K.w .. worker, 'capabilities')
+    local names = lacking(text and text ~= '' and cjson.decode(text) or nil, needs)
+    if #names == 0 then return nil end
+    for _, name in ipairs(names) do missed[name] = (missed[name] or 0) + 1 end
+  end
+  local by_all = {}
+  for _, name in ipairs({'model', 'motion_module', 'vram_mib', 'frames'}) do
+    if missed[name] == #workers then by_all[#by_all + 1] = name end
+  end
+  return table.concat(by_all, ' ')
+end
+
+local function count_waiting()
+  local waiting = redis.call('ZCARD', K.ready) + redis.call('ZCARD', K.delayed)
+  for _, class in ipairs(redis.call('HKEYS', K.classes)) do
+    waiting = waiting + redis.call('ZCARD', ready_key(class))
+  end
+  return waiting
+end
+
 if redis.call('EXISTS', K.j .. A.id) == 1 then return duplicate(A.id) end
-if A.idem ~= '' then
+if A.idem then
   local known = redis.call('GET', A.idem)
   if known then
     local id, hash = string.match(known, '^(%S+) (%S+)$')
@@ -19,23 +46,32 @@ if A.idem ~= '' then
     end
   end
 end
-local waiting = redis.call('ZCARD', ready_key(A.class)) + redis.call('ZCARD', K.delayed)
-if waiting >= A.queue_limit then return {'full', int(waiting)} end
+if A.class then
+  local missing = missing_needs(cjson.decode(A.needs))
+  if missing then return {'unfit', missing} end
+end
+local waiting = count_waiting()
+if waiting >= C.queue_limit then return {'full', int(waiting)} end
 
--- Start-time fair queueing: a user's next job starts where the previous one would have finished.
-local start = math.max(now, tonumber(redis.call('ZSCORE', K.vft, A.user) or 0))
-redis.call('ZADD', K.vft, int(start + A.cost / A.weight), A.user)
-redis.call('SET', K.p .. A.id, ARGV[2])
-redis.call('HSET', K.j .. A.id, 'id', A.id, 'user', A.user, 'prio', A.prio, 'class', A.class, 'cost', int(A.cost),
-  'score', int(start + A.slack_ms), 'created', int(now), 'attempts', 0, 'crash', 0, 'errs', 0, 'oom', 0, 'fence', 0)
-if A.deadline_ms and A.deadline_ms ~= cjson.null then
-  redis.call('HSET', K.j .. A.id, 'deadline', int(now + A.deadline_ms))
+local class = A.class or 'default'
+local score = fair_score(A.user, A.cost, A.weight, A.slack_ms)
+-- Counters begin when something is counted; the hash stays small as long as all its values are short.
+local record = {'id', A.id, 'user', A.user, 'prio', A.prio, 'class', class, 'cost', int(A.cost), 'res', A.res,
+  'score', score, 'created', int(now), 'state', 'queued'}
+local function note(field, value) record[#record + 1], record[#record + 2] = field, value end
+if A.weight ~= 1 then note('weight', tostring(A.weight)) end
+if A.needs then note('needs', A.needs) end
+if A.deadline_ms then
+  note('deadline', int(now + A.deadline_ms))
   redis.call('ZADD', K.deadline, int(now + A.deadline_ms), A.id)
 end
+redis.call('HSET', K.j .. A.id, unpack(record))
+redis.call('SET', K.p .. A.id, ARGV[2])
 redis.call('ZADD', K.all, 0, A.id)
 redis.call('ZADD', K.ujobs .. A.user, 0, A.id)
-if A.idem ~= '' then redis.call('SET', A.idem, A.id .. ' ' .. A.hash, 'EX', 86400) end
-enter_ready(A.id)
+if A.idem then redis.call('SET', A.idem, A.id .. ' ' .. A.hash, 'EX', 86400) end
+know_class(class, A.needs)
+redis.call('ZADD', ready_key(class), score, A.id)
+redis.call('XADD', K.wake, 'MAXLEN', '~', 64, '*', 'j', A.id)
 redis.call('HINCRBY', K.stats, 'submitted', 1)
-emit(A.id, 'queued', {state = 'queued'})
 return {'ok', A.id, 'queued'}

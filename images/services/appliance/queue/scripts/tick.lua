@@ -1,28 +1,42 @@
 -- The housekeeping that every api replica runs: grace, promotion, reaping, deadlines, retention.
--- A        {} (the queue settings only)
+-- A        {}
 -- result   JSON {grace, promoted, reaped, removed, outcomes}
 local function expire_deadlines()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now), 'LIMIT', 0, 100)) do
-    local job = get(id, 'state', 'class')
+    local state = redis.call('HGET', K.j .. id, 'state')
     -- A running job's agent watches the deadline itself; if it is requeued instead, claim looks again.
-    if job[1] == 'queued' or job[1] == 'delayed' then expire_waiting(id, job[1], job[2]) end
+    if state == 'queued' or state == 'delayed' then expire_waiting(id) end
     redis.call('ZREM', K.deadline, id)
   end
 end
 
+-- What a job left on storage is for idle agents to remove: the set says where to look.
 local function remove_old()
-  local limit = int(now - A.retention_ms)
+  local limit = int(now - C.retention_ms)
   local old = redis.call('ZRANGEBYSCORE', K.done, '-inf', limit, 'LIMIT', 0, 100)
   for _, id in ipairs(old) do
-    local user = redis.call('HGET', K.j .. id, 'user') or ''
+    local job = get(id, 'user', 'attempts')
+    if job[2] then redis.call('SADD', K.trash, id) end
     redis.call('DEL', K.j .. id, K.p .. id, K.jev .. id)
     redis.call('ZREM', K.done, id)
     redis.call('ZREM', K.all, id)
-    redis.call('ZREM', K.ujobs .. user, id)
+    redis.call('ZREM', K.ujobs .. (job[1] or ''), id)
   end
   redis.call('XTRIM', K.dead, 'MINID', '~', limit)
   redis.call('ZREMRANGEBYSCORE', K.vft, '-inf', int(now))
   return #old
+end
+
+-- Nobody was heard while Redis was away: that says nothing about the workers until they had their grace.
+local function notice_lost_workers()
+  local since = tonumber(redis.call('HGET', K.epoch, 'since') or 0)
+  if now < since + math.max(C.grace_ms, C.lease_ms + C.beat_ms) then return end
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', K.workers, '-inf', int(now - C.lease_ms - C.beat_ms))) do
+    if redis.call('HGET', K.w .. worker, 'up') == '1' then
+      redis.call('HSET', K.w .. worker, 'up', '0')
+      announce('worker_down', '', worker, 'no heartbeat')
+    end
+  end
 end
 
 local function forget_workers()
@@ -32,11 +46,19 @@ local function forget_workers()
   end
 end
 
-local grace = observe_epoch()
+local function forget_classes()
+  for _, class in ipairs(redis.call('HKEYS', K.classes)) do
+    if redis.call('EXISTS', ready_key(class)) == 0 then redis.call('HDEL', K.classes, class) end
+  end
+end
+
+local grace = observe_epoch(true)
 local promoted = promote_due()
 local reaped = reap_expired()
 expire_deadlines()
 local removed = remove_old()
+notice_lost_workers()
 forget_workers()
+forget_classes()
 local counts = string.format('"promoted":%d,"reaped":%d,"removed":%d', promoted, reaped, removed)
 return string.format('{"grace":%s,%s,"outcomes":%s}', tostring(grace), counts, list(outcomes))

@@ -1,0 +1,62 @@
+"""What is left on storage of jobs whose retention is over, removed by agents that have nothing better to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from appliance import storage
+from appliance.agent.disk import Disk
+from appliance.errors import QueueError, StorageError
+from appliance.logs import fields
+from appliance.queue import Queue
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 2.0
+AT_ONCE = 10
+
+
+class TrashCollector:
+    """Forgets an id only after its folder is gone: an end in the middle leaves work for the next one, no more."""
+
+    def __init__(self, queue: Queue, disk: Disk, may_work: Callable[[], bool]) -> None:
+        self._queue = queue
+        self._disk = disk
+        self._may_work = may_work
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_SECONDS)
+            try:
+                while self._may_work() and await self.collect():
+                    pass
+            except QueueError as error:
+                log.debug("no trash collected: %s", error)
+            except Exception:
+                log.exception("collecting trash failed")
+
+    async def collect(self) -> int:
+        """One bounded round; answers how many jobs are gone for good."""
+        ids = await self._queue.trash(AT_ONCE)
+        if not ids:
+            return 0
+        alive = await self._queue.get_many(ids)
+        # An id that has a record again is a job again: its folder is not ours to remove.
+        gone = [job_id for job_id, record in zip(ids, alive, strict=True) if record is not None]
+        for job_id in (job_id for job_id, record in zip(ids, alive, strict=True) if record is None):
+            if not self._may_work():
+                break
+            if await self._remove(job_id):
+                gone.append(job_id)
+        await self._queue.untrash(gone)
+        return len(gone)
+
+    async def _remove(self, job_id: str) -> bool:
+        try:
+            await self._disk.do(lambda root: storage.remove_job(root, job_id))
+        except StorageError as error:
+            log.warning("job %s stays on storage for now: %s", job_id, error, extra=fields(job_id=job_id))
+            return False
+        return True

@@ -1,0 +1,128 @@
+"""What can be read from the queue without a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from appliance import keys
+from appliance.job import DEFAULT_CLASS, JobState
+from appliance.queue.hints import follow_hints
+from appliance.queue.types import JobRecord, StreamEvent, WorkerRecord
+from appliance.redis_link import RedisLink
+
+StreamEntries = list[tuple[str, dict[str, str]]]
+
+
+class Reader:
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        return (await self.get_many([job_id]))[0]
+
+    async def get_many(self, job_ids: list[str]) -> list[JobRecord | None]:
+        """A waiting job's position is that among the jobs which the same workers can run."""
+
+        async def read(client: Redis) -> list[JobRecord | None]:
+            pipeline = client.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.hgetall(keys.job(job_id))
+                pipeline.zrank(keys.ready(DEFAULT_CLASS), job_id)
+            answers: list[Any] = await pipeline.execute()
+            rows, ranks = answers[::2], answers[1::2]
+            special = [index for index, row in enumerate(rows) if _waits_in_a_special_line(row)]
+            for index in special:
+                pipeline.zrank(keys.ready(rows[index]["class"]), job_ids[index])
+            for index, rank in zip(special, await pipeline.execute() if special else [], strict=True):
+                ranks[index] = rank
+            return [
+                JobRecord.parse(row, rank) if row.get("state") else None for row, rank in zip(rows, ranks, strict=True)
+            ]
+
+        return await self._link.run(read)
+
+    async def list_ids(self, user: str | None, before: str | None, limit: int) -> list[str]:
+        """Newest first: ids sort by time. `before` is the last id of the previous page."""
+        key = keys.ALL_JOBS if user is None else keys.user_jobs(user)
+        top = f"({before}" if before else "+"
+
+        async def read(client: Redis) -> list[str]:
+            return cast("list[str]", await client.zrevrangebylex(key, top, "-", start=0, num=limit))
+
+        return await self._link.run(read)
+
+    async def request_body(self, job_id: str) -> str | None:
+        async def read(client: Redis) -> str | None:
+            return cast("str | None", await client.get(keys.request(job_id)))
+
+        return await self._link.run(read)
+
+    async def events_after(self, job_id: str, last_id: str, limit: int = 200) -> list[StreamEvent]:
+        async def read(client: Redis) -> list[StreamEvent]:
+            entries = cast("StreamEntries", await client.xrange(keys.job_events(job_id), f"({last_id}", "+", limit))
+            return [StreamEvent(entry_id, values["type"], json.loads(values["data"])) for entry_id, values in entries]
+
+        return await self._link.run(read)
+
+    async def cluster_events(self, seconds: float, limit: int = 5000) -> list[dict[str, str]]:
+        """Cluster events of the last `seconds`, oldest first, by the server's clock."""
+
+        async def read(client: Redis) -> list[dict[str, str]]:
+            now, _ = await client.time()
+            start = str(int((now - seconds) * 1000))
+            entries = cast("StreamEntries", await client.xrange(keys.EVENTS, start, "+", limit))
+            return [{"id": entry_id, **values} for entry_id, values in entries]
+
+        return await self._link.run(read)
+
+    async def wait_for_work(self, cursor: str, seconds: float) -> None:
+        """Blocks on the wake stream until a job enters the line, at most `seconds` (well below the socket timeout)."""
+        milliseconds = max(1, round(seconds * 1000))
+
+        async def read(client: Redis) -> None:
+            await client.xread({keys.WAKE: cursor}, count=1, block=milliseconds)
+
+        await self._link.run(read)
+
+    async def workers(self) -> list[WorkerRecord]:
+        async def read(client: Redis) -> list[WorkerRecord]:
+            now, microseconds = await client.time()
+            names = cast("list[str]", await client.zrange(keys.WORKERS, 0, -1))
+            pipeline = client.pipeline(transaction=False)
+            for name in names:
+                pipeline.hgetall(keys.worker(name))
+            rows = await pipeline.execute() if names else []
+            moment = now + microseconds / 1e6
+            return [WorkerRecord.parse(name, row, moment) for name, row in zip(names, rows, strict=True) if row]
+
+        return await self._link.run(read)
+
+    async def trash(self, count: int) -> list[str]:
+        """Some of the jobs whose retention is over: storage has what is left of them."""
+
+        async def read(client: Redis) -> list[str]:
+            return cast("list[str]", await client.srandmember(keys.TRASH, count))
+
+        return await self._link.run(read)
+
+    async def untrash(self, job_ids: list[str]) -> None:
+        async def write(client: Redis) -> None:
+            await client.srem(keys.TRASH, *job_ids)
+
+        if job_ids:
+            await self._link.run(write)
+
+    def cancel_hints(self) -> AsyncGenerator[str, None]:
+        """Ids of running jobs whose users want them stopped, as it happens; endless, on a connection of its own.
+
+        Only a hint: what was missed (an outage, a restart) is told by the next heartbeat all the same.
+        """
+        return follow_hints(self._link)
+
+
+def _waits_in_a_special_line(row: dict[str, str]) -> bool:
+    return row.get("state") == JobState.QUEUED.value and row.get("class", DEFAULT_CLASS) != DEFAULT_CLASS

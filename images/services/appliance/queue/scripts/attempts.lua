@@ -1,0 +1,179 @@
+-- Prepended to every script, after shared.lua: how attempts begin and end, and where their jobs go from there.
+local function add_to_ledger(id, fence, worker)
+  local entry = redis.call('XADD', K.run, '*', 'job', id, 'fence', fence, 'worker', worker)
+  local read = {'XREADGROUP', 'GROUP', 'g', worker, 'STREAMS', K.run, '>'}
+  local answer = redis.pcall(unpack(read))
+  if answer and answer.err then
+    redis.call('XGROUP', 'CREATE', K.run, 'g', '0')
+    redis.call(unpack(read))
+  end
+  return entry
+end
+
+local function remove_from_ledger(entry)
+  redis.call('XACK', K.run, 'g', entry)
+  redis.call('XDEL', K.run, entry)
+end
+
+-- Takes a running job out of the ledger and the leases, and frees its worker's record.
+local function leave_running(id, entry, owner)
+  if entry then remove_from_ledger(entry) end
+  redis.call('ZREM', K.lease, id)
+  if owner and redis.call('HGET', K.w .. owner, 'job') == id then redis.call('HDEL', K.w .. owner, 'job') end
+end
+
+-- One ended attempt more on the job's own record, as text: to decode the whole list each time would be dear. JSON has
+-- no bare line ends within its texts, so that those between the attempts tell where one ends.
+local HISTORY_LIMIT = 20
+
+local function with_attempt(history, attempt)
+  local text = cjson.encode(attempt)
+  if not history then return '[' .. text .. ']' end
+  local joined = string.sub(history, 1, -2) .. ',\n' .. text .. ']'
+  local _, separators = string.gsub(joined, '\n', '')
+  if separators < HISTORY_LIMIT then return joined end
+  return '[' .. string.sub(joined, string.find(joined, '\n', 1, true) + 1)
+end
+
+local function remember(id, job, kind, reason, message)
+  local attempt = {
+    fence = job.fence, worker = job.owner, kind = kind, reason = reason or cjson.null, message = message or cjson.null,
+    memory = job.memory or '', step = tonumber(job.step or 0), resumed_from = tonumber(job.resumed or 0), at = now,
+  }
+  redis.call('HSET', K.j .. id, 'history', with_attempt(job.history, attempt))
+end
+
+-- All that ending an attempt asks of a running job, by name.
+local ATTEMPT_FIELDS = {'owner', 'fence', 'entry', 'cancel', 'memory', 'step', 'resumed', 'history', 'started', 'res',
+  'cost', 'deadline'}
+
+local function get_attempt(id)
+  local values, job = get(id, unpack(ATTEMPT_FIELDS)), {}
+  for index, field in ipairs(ATTEMPT_FIELDS) do job[field] = values[index] or nil end
+  return job
+end
+
+-- `job` has at least owner, fence and deadline (false or nil where there is none), and `created` if it never ran.
+local function finish(id, job, state, reason, message)
+  redis.call('HSET', K.j .. id, 'state', state, 'finished', int(now), 'reason', reason or '', 'message', message or '')
+  redis.call('HDEL', K.j .. id, 'cancel', 'replayed')
+  redis.call('ZADD', K.done, int(now), id)
+  if job.deadline then redis.call('ZREM', K.deadline, id) end
+  redis.call('HINCRBY', K.stats, state, 1)
+  -- A request may be megabytes, the memory is finite, and only the dead may be asked for again.
+  if state ~= 'dead' or reason == 'INVALID_INPUT' then redis.call('EXPIRE', K.p .. id, 3600) end
+  if not job.owner then emit_submitted(id, job.created) end
+  emit(id, state, {state = state, fence = job.fence or '0', worker = job.owner or '',
+    reason = reason or cjson.null, message = message or cjson.null})
+  announce(state, id, job.owner or '', reason, job.fence or '0')
+  if state == 'dead' then
+    local letter = redis.call('XADD', K.dead, '*', 'job', id, 'reason', reason or '', 'message', message or '',
+      'worker', job.owner or '')
+    redis.call('HSET', K.j .. id, 'letter', letter)
+  end
+  return state
+end
+
+-- Back to the waiting line with the original score: a retry does not pay for its place twice.
+local function requeue(id, job, delay_ms, reason, message)
+  redis.call('HSET', K.j .. id, 'reason', reason, 'message', message)
+  local state = 'queued'
+  if delay_ms > 0 then
+    state = 'delayed'
+    redis.call('HSET', K.j .. id, 'state', state)
+    redis.call('ZADD', K.delayed, int(now + delay_ms), id)
+  else
+    enter_ready(id)
+  end
+  emit(id, state, {state = state, fence = job.fence, worker = job.owner, reason = reason, message = message,
+    delay_seconds = delay_ms / 1000})
+  return state
+end
+
+local LONGEST_DELAY_MS = 75000
+
+local function backoff_ms(failures)
+  return math.floor(math.min(LONGEST_DELAY_MS / 1.25, 1000 * 2 ^ (failures - 1)) * (0.75 + 0.5 * (A.jitter or 0.5)))
+end
+
+-- Counts workers, not crashes: one killed host must not spend the budget of an innocent job. Five crashes per
+-- allowed worker end it all the same, or a poisonous job would circle for ever in a cluster of two.
+-- A worker lost while it commits counts only there: COMMIT may exist, and the next claim has to look for it.
+local function crash_budget_spent(id, worker)
+  local job = get(id, 'crash_workers', 'phase')
+  local known = cjson.decode(job[1] or '{}')
+  if job[2] ~= 'commit' then known[worker] = (known[worker] or 0) + 1 end
+  local distinct = 0
+  for _ in pairs(known) do distinct = distinct + 1 end
+  local total = redis.call('HINCRBY', K.j .. id, 'crash', 1)
+  if distinct > 0 then redis.call('HSET', K.j .. id, 'crash_workers', cjson.encode(known)) end
+  return distinct >= C.crash_budget or total >= 5 * C.crash_budget
+end
+
+-- Free, but not at the head of the line for ever: a job that no webui takes must let the others pass.
+local function refusal_delay_ms(id)
+  local refusals = redis.call('HINCRBY', K.j .. id, 'refusals', 1)
+  return refusals > 3 and backoff_ms(refusals - 3) or 0
+end
+
+-- Where a job goes whose attempt failed: true for its end, else the delay before the next attempt.
+local function verdict(id, job, kind)
+  if kind == 'permanent' then return true end
+  if kind == 'crash' then return crash_budget_spent(id, job.owner), 0 end
+  if kind == 'error' or kind == 'oom' then
+    local field, budget = 'errs', C.error_budget
+    if kind == 'oom' then field, budget = 'oom', C.oom_budget end
+    local failures = redis.call('HINCRBY', K.j .. id, field, 1)
+    return failures >= budget, backoff_ms(failures)
+  end
+  return false, kind == 'refused' and refusal_delay_ms(id) or 0
+end
+
+-- The end of an attempt without a result. kind: error | oom | crash | release | refused | permanent | cancelled
+local function end_attempt(id, kind, reason, message)
+  local job = get_attempt(id)
+  leave_running(id, job.entry, job.owner)
+  local state
+  if job.cancel or kind == 'cancelled' then  -- the flag may be lost in a failover after the worker has heard of it
+    reason = 'CANCELLED'
+    remember(id, job, 'cancelled', reason, message)
+    state = finish(id, job, 'cancelled', reason, 'cancelled while running')
+  else
+    remember(id, job, kind, reason, message)
+    local over, delay_ms = verdict(id, job, kind)
+    if over then state = finish(id, job, 'dead', reason, message)
+    else state = requeue(id, job, delay_ms, reason, message) end
+  end
+  if kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled' then
+    announce('failure', id, job.owner, reason, job.fence)
+  end
+  local about = {id = id, state = state, kind = kind, reason = reason, worker = job.owner, fence = job.fence}
+  outcomes[#outcomes + 1] = about
+  return state
+end
+
+-- Takes a job from a worker that is gone.
+local function reclaim(id, message)
+  local job = get(id, 'owner', 'fence')
+  end_attempt(id, 'crash', 'WORKER_LOST', message)
+  announce('reclaimed', id, job[1], 'WORKER_LOST', job[2])
+end
+
+-- Another process has the worker's name now; what the old one held is lost. `record` is {boot_id, job, former}, where
+-- `former` are the boot ids that were replaced before: a process that only stood still must not take the name back from
+-- its heir. Returns false to such a one.
+local FORMER_LIMIT = 8 * 33
+
+local function change_boot(worker, record, boot_id)
+  if boot_id == '' or record[1] == boot_id then return true end
+  local former = record[3] or ''
+  if string.find(former, boot_id .. ' ', 1, true) then return false end
+  redis.call('HSET', K.w .. worker, 'boot_id', boot_id)
+  if not record[1] then return true end
+  redis.call('HSET', K.w .. worker, 'former', string.sub(former .. record[1] .. ' ', -FORMER_LIMIT))
+  if record[2] then
+    local job = get(record[2], 'state', 'owner')
+    if job[1] == 'running' and job[2] == worker then reclaim(record[2], 'its agent started again without it') end
+  end
+  return true
+end

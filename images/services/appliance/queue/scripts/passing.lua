@@ -1,0 +1,76 @@
+-- Prepended to every script, after attempts.lua: what happens because time has passed, or because Redis was away.
+-- Times written before a clock went back (a new master's clock may be behind the old one's) would hold their jobs for
+-- as long as it went back.
+local function pull_in(key, latest)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. int(latest), '+inf')) do
+    redis.call('ZADD', key, int(latest), id)
+  end
+end
+
+-- After a failover, a restart or a standstill of Redis nobody could renew a lease: give all of them time to try.
+-- `seen` is when any script last ran; a gap in it is a standstill, which leaves the run id as it was. To ask for the
+-- run id costs as much as all the rest of a heartbeat: only who might reap, and who has time, is `thorough`.
+local SEEN_STEP_MS = 50
+
+local function observe_epoch(thorough)
+  local last = redis.call('HMGET', K.epoch, 'run_id', 'seen')
+  local gap = last[2] and math.abs(now - tonumber(last[2])) or SEEN_STEP_MS
+  local stalled = gap > C.stall_ms
+  if last[1] and not thorough and not stalled then
+    if gap >= SEEN_STEP_MS then redis.call('HSET', K.epoch, 'seen', int(now)) end
+    return false
+  end
+  local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+  redis.call('HSET', K.epoch, 'run_id', run_id, 'seen', int(now))
+  if last[1] == run_id and not stalled then return false end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now + C.grace_ms))) do
+    redis.call('ZADD', K.lease, int(now + C.grace_ms), id)
+  end
+  pull_in(K.lease, now + math.max(C.grace_ms, C.lease_ms))
+  pull_in(K.delayed, now + LONGEST_DELAY_MS)
+  redis.call('HSET', K.epoch, 'since', int(now))
+  if not last[1] then return false end
+  announce(last[1] == run_id and 'stall' or 'failover', '', '', '')
+  return true
+end
+
+local function promote_due()
+  local due = redis.call('ZRANGEBYSCORE', K.delayed, '-inf', int(now), 'LIMIT', 0, 100)
+  for _, id in ipairs(due) do
+    redis.call('ZREM', K.delayed, id)
+    local job = get(id, 'state', 'fence', 'owner')
+    if job[1] == 'delayed' then
+      enter_ready(id)
+      emit(id, 'queued', {state = 'queued', fence = job[2] or '0', worker = job[3] or ''})
+    end
+  end
+  return #due
+end
+
+-- Only after observe_epoch(true): the leases that ran out while Redis was away get their grace first.
+local function reap_expired()
+  local expired = redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now), 'LIMIT', 0, 100)
+  for _, id in ipairs(expired) do
+    if redis.call('HGET', K.j .. id, 'state') == 'running' then
+      reclaim(id, 'its worker sent no heartbeat in time')
+    else
+      redis.call('ZREM', K.lease, id)
+    end
+  end
+  return #expired
+end
+
+local function expire_waiting(id)
+  local job = get(id, 'state', 'class', 'owner', 'fence', 'created')
+  if job[1] == 'queued' then redis.call('ZREM', ready_key(job[2]), id) else redis.call('ZREM', K.delayed, id) end
+  local about = {owner = job[3], fence = job[4], created = job[5], deadline = true}
+  finish(id, about, 'dead', 'TIMEOUT', 'its deadline passed before a worker was free')
+  outcomes[#outcomes + 1] = {id = id, state = 'dead', kind = 'deadline', reason = 'TIMEOUT', worker = '', fence = '0'}
+end
+
+-- Whether the caller still holds the job: true, or the state it found instead.
+local function owns(id, nonce, fence)
+  local job = get(id, 'state', 'nonce', 'fence')
+  if job[2] == nonce and job[3] == fence then return job[1] == 'running', job[1], true end
+  return false, job[1], false
+end

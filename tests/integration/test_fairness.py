@@ -1,0 +1,126 @@
+"""Who gets the next free worker: shares between users, and old jobs against fresh ones of a higher priority."""
+
+# ruff: noqa: F811 - pytest finds imported fixtures by the names of the parameters
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+from appliance import keys
+from appliance.job import Priority
+from appliance.queue import Claim, FailKind, Queue
+from appliance.settings import QueueSettings
+from tests.integration.redis_server import (  # noqa: F401
+    RedisServer,
+    add,
+    closing,
+    redis,
+    redis_server,
+)
+
+pytestmark = pytest.mark.docker
+
+ROOMY = QueueSettings(lease_seconds=600, queue_limit=1000)
+COST_MS = 60_000  # far above what the submitting itself takes
+HOUR_MS = 3_600_000
+
+
+async def served(queue: Queue, count: int) -> list[str]:
+    """The users of the next jobs, in the order in which free workers would get them."""
+    users = []
+    for _ in range(count):
+        claim = await queue.claim("a/0", os.urandom(8).hex())
+        assert isinstance(claim, Claim)
+        users.append(claim.user)
+        await queue.commit(claim, "{}")
+    return users
+
+
+async def grow_older(redis: Redis, milliseconds: int, *job_ids: str) -> None:
+    """As if they had been submitted that much earlier: a score is a time by the server's clock plus a constant."""
+    for job_id in job_ids:
+        await redis.zincrby(keys.READY, -milliseconds, job_id)
+        await redis.hincrby(keys.job(job_id), "score", -milliseconds)
+
+
+async def test_three_users_with_100_5_and_1_jobs_take_turns(redis_server: RedisServer, redis: Redis) -> None:
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        for user, jobs in (("many", 100), ("some", 5), ("one", 1)):
+            for _ in range(jobs):
+                await add(queue, user=user, cost_ms=COST_MS)
+        order = await served(queue, 106)
+    assert set(order[:3]) == {"many", "some", "one"}
+    assert sorted(order[:11]) == ["many"] * 5 + ["one"] + ["some"] * 5
+    assert order[11:] == ["many"] * 95
+    assert order.count("many") == 100
+
+
+async def test_cost_counts_not_the_number_of_jobs(redis_server: RedisServer, redis: Redis) -> None:
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        for _ in range(12):
+            await add(queue, user="small", cost_ms=COST_MS)
+        for _ in range(4):
+            await add(queue, user="large", cost_ms=4 * COST_MS)
+        order = await served(queue, 10)
+    assert 7 <= order.count("small") <= 8
+
+
+async def test_a_weight_of_three_is_three_times_the_share(redis_server: RedisServer, redis: Redis) -> None:
+    settings = replace(ROOMY, user_weights={"studio": 3})
+    async with closing(redis_server.queue(settings)) as queue:
+        for user in ("guest", "studio"):
+            for _ in range(40):
+                await add(queue, user=user, cost_ms=COST_MS)
+        order = await served(queue, 40)
+    assert 29 <= order.count("studio") <= 31
+
+
+async def test_who_was_away_does_not_get_all_the_turns_missed(redis_server: RedisServer, redis: Redis) -> None:
+    """A newcomer takes turns from now on; the busy user's waiting jobs are not all put behind theirs."""
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        for _ in range(10):
+            await add(queue, user="busy", cost_ms=COST_MS)
+        await served(queue, 5)
+        ids = await redis.zrange(keys.READY, 0, -1)
+        await grow_older(redis, 5 * COST_MS, *map(str, ids))  # the time those five took
+        for _ in range(10):
+            await add(queue, user="newcomer", cost_ms=COST_MS)
+        order = await served(queue, 6)
+    assert sorted(order) == ["busy"] * 3 + ["newcomer"] * 3
+
+
+async def test_a_low_job_of_an_hour_ago_overtakes_fresh_high_ones(redis_server: RedisServer, redis: Redis) -> None:
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        patient = await add(queue, user="patient", priority=Priority.LOW)
+        fresh = await add(queue, user="patient-too", priority=Priority.LOW)
+        for number in range(5):
+            await add(queue, user=f"urgent-{number}", priority=Priority.HIGH)
+        first = (await queue.get(patient), await queue.get(fresh))
+        assert [job.position for job in first if job] == [6, 7]
+        await grow_older(redis, HOUR_MS, patient)
+        order = await served(queue, 7)
+    assert order[0] == "patient"
+    assert order[-1] == "patient-too"
+
+
+async def test_the_priorities_differ_by_ten_minutes_and_an_hour(redis_server: RedisServer, redis: Redis) -> None:
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        ids = [await add(queue, user=priority.value, priority=priority) for priority in Priority]
+        scores = [float(await redis.zscore(keys.READY, job_id) or 0) for job_id in ids]
+    assert [round((score - scores[0]) / 60_000) for score in scores] == [0, 10, 60]
+
+
+async def test_a_retry_keeps_its_place(redis_server: RedisServer, redis: Redis) -> None:
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        first = await add(queue, user="a", cost_ms=COST_MS)
+        await add(queue, user="a", cost_ms=COST_MS)
+        claim = await queue.claim("a/0", "n")
+        assert isinstance(claim, Claim)
+        await add(queue, user="b", cost_ms=COST_MS)
+        await queue.fail(claim, FailKind.CRASH, "WORKER_LOST", "x")
+        again = await queue.claim("a/0", "m")
+        assert isinstance(again, Claim)
+        assert again.job_id == first
