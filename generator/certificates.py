@@ -1,4 +1,4 @@
-"""The cluster's own certificate authority and the gateway's certificate (X.509, ECDSA P-256)."""
+"""The cluster's own certificate authority and the certificates of its servers (X.509, ECDSA P-256)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import ipaddress
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -13,6 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
 """The longest validity that common clients accept for a certificate of a private authority."""
+RENEW_DAYS = 60
+"""A certificate with fewer days left is made anew: `up` runs seldom."""
 
 
 def make_authority() -> tuple[bytes, bytes]:
@@ -49,6 +52,29 @@ def make_server(authority_key: bytes, authority_certificate: bytes, names: tuple
         .sign(signer, hashes.SHA256())
     )
     return _pem(key), certificate.public_bytes(serialization.Encoding.PEM) + authority_certificate
+
+
+def is_fresh(certificate: bytes, now: datetime.datetime | None = None) -> bool:
+    """Whether it is readable and is valid for a while yet."""
+    try:
+        end = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    except ValueError:
+        return False
+    moment = now or datetime.datetime.now(datetime.timezone.utc)
+    return end - moment > datetime.timedelta(days=RENEW_DAYS)
+
+
+def is_good(chain: bytes, authority_certificate: bytes, names: tuple[str, ...]) -> bool:
+    """Whether a server's certificate is fresh, of this authority and for exactly these names."""
+    if not is_fresh(chain):
+        return False
+    certificate = x509.load_pem_x509_certificate(chain)
+    try:
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority_certificate))
+        held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
+        return False
+    return set(held) == {_general_name(name) for name in names}
 
 
 def _builder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from generator import __version__, tree
 from generator.checks import check as find_problems
 from generator.errors import Unhealthy, UserError
 from generator.load import load
+from generator.ops import backup as backup_ops
 from generator.ops import cluster
 from generator.ops import demo as demo_ops
 from generator.ops import doctor as doctor_ops
@@ -26,7 +28,7 @@ from generator.plan import plan
 from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
-from generator.secrets import STORE, Store, lay_out
+from generator.secrets import STORE, Store, lay_out, redis_names
 from generator.sources import ROOT, read_sources
 
 app = typer.Typer(
@@ -123,7 +125,7 @@ def secrets(
         _refuse_options_before(context)
     else:
         the_plan = _plan(file)
-        made = _store(file).create_missing(_server_names(the_plan), tls=_own_tls(the_plan))
+        made = _make_secrets(the_plan, file)
         lay_out(the_plan, out, _store(file).read())
         _say(f"made {', '.join(made)}" if made else "all secrets exist")
 
@@ -148,7 +150,14 @@ def up(
     ] = False,
 ) -> None:
     """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
-    cluster.up(cluster.places(_plan(file), out, only=host, ssh=ssh), Progress(), recreate=recreate)
+    the_plan, progress = _plan(file), Progress()
+    targets = cluster.places(the_plan, out, only=host, ssh=ssh)
+    replaced = {}
+    if _store(file).folder.exists():
+        for name in _make_secrets(the_plan, file):
+            progress.say(f"{name} made anew")
+        replaced = lay_out(the_plan, out, _store(file).read())
+    cluster.up(targets, progress, recreate=recreate, replaced=replaced)
 
 
 @app.command()
@@ -202,6 +211,42 @@ def logs(
     for place in found:
         for line in cluster.logs(place, services or [], follow=follow, lines=lines):
             print(line, flush=True)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
+    out: Out = DEFAULT_OUT,
+    output: Annotated[Path | None, typer.Option("--output", help="The backup's file.")] = None,
+    ssh: Ssh = cluster.SSH,
+    as_json: Json = False,
+) -> None:
+    """Copy the running queue (jobs waiting, running, done and dead; no videos) into one file."""
+    the_plan = _plan(file)
+    moment = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    target = output or Path(f"{the_plan.cluster.name}-{moment}.tar")
+    progress = Progress(Mode.JSON if as_json else Mode.AUTO)
+    password = _store(file).read()["redis_replica_password"]
+    manifest = backup_ops.backup(cluster.places(the_plan, out, ssh=ssh), password, target, progress)
+    print(json.dumps({"file": str(target), **asdict(manifest)})) if as_json else _say(str(target))
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="What `backup` has written.")],
+    file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
+    out: Out = DEFAULT_OUT,
+    ssh: Ssh = cluster.SSH,
+    force: Annotated[bool, typer.Option("--force", help="Replace the queue of a running cluster.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a backup in place of the queue and start Redis with it; what came later is gone."""
+    progress = Progress(Mode.JSON if as_json else Mode.AUTO)
+    counts = backup_ops.restore(cluster.places(_plan(file), out, ssh=ssh), source, progress, force=force)
+    if as_json:
+        print(json.dumps({"file": str(source), "counts": counts}))
+    else:
+        _say(", ".join(f"{number} {name}" for name, number in counts.items()) + "; `python -m generator up` goes on")
 
 
 @app.command()
@@ -303,6 +348,10 @@ def _plan(file: Path) -> Plan:
 
 def _store(file: Path) -> Store:
     return Store(file.resolve().parent / STORE)
+
+
+def _make_secrets(the_plan: Plan, file: Path) -> list[str]:
+    return _store(file).create_missing(_server_names(the_plan), tls=_own_tls(the_plan), redis=redis_names(the_plan))
 
 
 def _server_names(the_plan: Plan) -> tuple[str, ...]:

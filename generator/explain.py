@@ -31,6 +31,7 @@ PATTERN_HINTS = {
     model.MOUNT_OPTIONS: "not a list of mount options; write them like nfsvers=4.2,hard, without spaces",
     model.SHA256: "not a SHA-256 checksum; paste the 64 characters that sha256sum prints",
     model.ALLOCATOR: "not an allocator setting; write it like expandable_segments:True, without spaces",
+    model.USER_NAME: "not a user's name; use at most 64 letters, digits, dots, dashes and underscores",
     model.SOURCE: "not a usable source; use at most 500 plain characters without spaces",
 }
 _FALLBACK = "not a valid value here; the file that `python -m generator init` writes shows what is"

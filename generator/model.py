@@ -24,6 +24,7 @@ MOUNT_OPTIONS = r"^[a-z0-9=,.]{1,200}$"
 SHA256 = r"^[0-9a-f]{64}$"
 ALLOCATOR = r"^[A-Za-z0-9_:,.]{0,200}$"
 SOURCE = r"^[!-~]{1,500}$"
+USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # What each pattern means in words stands in `explain`; a test holds the two together.
 
 Name = Annotated[str, Field(pattern=DNS_LABEL)]
@@ -38,6 +39,8 @@ AbsolutePath = Annotated[str, Field(pattern=ABSOLUTE_PATH)]
 Registry = Annotated[str, Field(pattern=REGISTRY)]
 Tag = Annotated[str, Field(pattern=TAG)]
 HostName = Annotated[str, Field(pattern=HOST_NAME)]
+UserName = Annotated[str, Field(pattern=USER_NAME)]
+"""As in the api's key file."""
 ServerName = Annotated[str, Field(pattern=SERVER_NAME)]
 
 
@@ -171,7 +174,9 @@ class Queue(Part):
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     crash_budget: Annotated[int, Field(ge=1, le=20)] = 3
     error_budget: Annotated[int, Field(ge=1, le=20)] = 3
-    oom_budget: Annotated[int, Field(ge=1, le=20)] = 3
+    oom_budget: Annotated[int, Field(ge=1, le=20)] = 5
+    user_weights: Annotated[dict[UserName, Annotated[float, Field(ge=0.01, le=100)]], Field(max_length=1000)] = {}
+    max_pixel_frames: Annotated[int, Field(ge=64 * 64, le=1024 * 1024 * 128)] = 64 * 1024 * 1024
     retention_days: Annotated[int, Field(ge=1, le=365)] = 7
     maxmemory_mib: Annotated[int, Field(ge=64, le=65_536)] = 1024
     sentinel_quorum: Annotated[int, Field(ge=1, le=9)] | None = None
@@ -185,6 +190,9 @@ class Timeouts(Part):
     stop_grace_seconds: Seconds = 1860
     drain_seconds: Seconds = 60
     no_progress_seconds: Seconds = 120
+    load_seconds: Seconds = 300
+    decode_seconds: Seconds = 120
+    encode_seconds: Seconds = 120
 
 
 class Worker(Part):
@@ -194,6 +202,7 @@ class Worker(Part):
     first_port: Port = 7860
     cuda_allocator: Annotated[str, Field(pattern=ALLOCATOR)] = "expandable_segments:True"
     step_seconds: Annotated[float, Field(ge=0, le=600)] = 0.05
+    checkpoint_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
 
 
 class Monitoring(Part):

@@ -124,18 +124,23 @@ def _queue(cluster: Cluster, name: str, host: Host, queue_hosts: list[tuple[str,
         maxmemory_bytes=queue.maxmemory_mib << 20,
         sentinel_port=queue.sentinel_port,
         quorum=queue.sentinel_quorum or len(queue_hosts) // 2 + 1,
-        down_after_ms=1000,
-        failover_timeout_ms=6000,
+        # Measured (see redis-tune-sentinel): three pings fit into the first; another try comes after twice the second.
+        down_after_ms=700,
+        failover_timeout_ms=3000,
+        # A promoted master refuses writes until one replica has come over, so all are sent at once.
+        parallel_syncs=max(1, len(queue_hosts) - 1),
+        tls=not _single(cluster),
         sentinel_addresses=addresses,
     )
 
 
 def _redis_environment(cluster: Cluster, queue_hosts: list[tuple[str, Host]]) -> dict[str, str]:
+    tls = {} if _single(cluster) else {"APPLIANCE_REDIS_CA": "/run/secrets/ca.crt"}
     if len(queue_hosts) > 1:
         sentinels = ",".join(f"{host.address}:{cluster.queue.sentinel_port}" for _, host in queue_hosts)
-        return {"APPLIANCE_SENTINELS": sentinels, "APPLIANCE_SENTINEL_MASTER": SENTINEL_MASTER}
+        return {"APPLIANCE_SENTINELS": sentinels, "APPLIANCE_SENTINEL_MASTER": SENTINEL_MASTER, **tls}
     address = "redis" if _single(cluster) else str(queue_hosts[0][1].address)
-    return {"APPLIANCE_REDIS_ADDRESS": f"{address}:{cluster.queue.port}"}
+    return {"APPLIANCE_REDIS_ADDRESS": f"{address}:{cluster.queue.port}", **tls}
 
 
 def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
@@ -153,13 +158,19 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
         create_storage=cluster.storage.driver is not StorageDriver.CEPHFS,
         volumes=_volumes(cluster),
         queue_environment=_queue_environment(cluster),
+        api_environment=_api_environment(cluster),
         stop_grace_seconds=cluster.timeouts.stop_grace_seconds,
         drain_seconds=cluster.timeouts.drain_seconds,
         no_progress_seconds=cluster.timeouts.no_progress_seconds,
+        load_seconds=cluster.timeouts.load_seconds,
+        decode_seconds=cluster.timeouts.decode_seconds,
+        encode_seconds=cluster.timeouts.encode_seconds,
         redis_replicas=1 if queue_hosts > 1 else 0,
+        redis_tls=not _single(cluster),
         cuda_allocator=cluster.worker.cuda_allocator,
         threads=cluster.worker.threads,
         step_seconds=cluster.worker.step_seconds,
+        checkpoint_seconds=cluster.worker.checkpoint_seconds,
         webui_limits=Limits(cluster.worker.cpus, cluster.worker.memory_gib << 10, 512),
     )
 
@@ -191,6 +202,15 @@ def _queue_environment(cluster: Cluster) -> dict[str, str]:
         "APPLIANCE_JOB_TIMEOUT_SECONDS": str(cluster.timeouts.job_seconds),
         "APPLIANCE_RETENTION_SECONDS": str(queue.retention_days * 86_400),
     }
+
+
+def _api_environment(cluster: Cluster) -> dict[str, str]:
+    """What only submissions depend on."""
+    environment = {"APPLIANCE_MAX_PIXEL_FRAMES": str(cluster.queue.max_pixel_frames)}
+    if cluster.queue.user_weights:
+        weights = json.dumps(cluster.queue.user_weights, sort_keys=True, separators=(",", ":"))
+        environment["APPLIANCE_USER_WEIGHTS"] = weights
+    return environment
 
 
 def _volumes(cluster: Cluster) -> tuple[VolumePlan, ...]:

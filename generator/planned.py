@@ -76,6 +76,8 @@ class QueuePlan:
     quorum: int
     down_after_ms: int
     failover_timeout_ms: int
+    parallel_syncs: int
+    tls: bool
     sentinel_addresses: tuple[str, ...]
 
     @property
@@ -131,13 +133,20 @@ class ClusterPlan:
     create_storage: bool
     volumes: tuple[VolumePlan, ...]
     queue_environment: dict[str, str]
+    api_environment: dict[str, str]
     stop_grace_seconds: int
     drain_seconds: int
     no_progress_seconds: int
+    load_seconds: int
+    decode_seconds: int
+    encode_seconds: int
     redis_replicas: int
+    redis_tls: bool
+    """Redis and Sentinel speak TLS, with certificates of the cluster's own CA: wherever there are several hosts."""
     cuda_allocator: str
     threads: int
     step_seconds: float
+    checkpoint_seconds: int
     webui_limits: Limits
     uid: int = UID
     limits: dict[str, Limits] = field(

@@ -24,9 +24,11 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: str | IO[bytes] | None = None,
+    stdout: IO[bytes] | None = None,
     hint: Callable[[str], str] = lambda _stderr: "",
 ) -> str:
-    """Standard output; ToolError if it fails, is missing or takes longer than `timeout` (None: may take for ever)."""
+    """Standard output (none if `stdout` takes it); ToolError if it fails, is missing or takes longer than `timeout`
+    (None: may take for ever)."""
     given, source = (stdin.encode(), None) if isinstance(stdin, str) else (None, stdin or subprocess.DEVNULL)
     try:
         process = subprocess.Popen(
@@ -34,7 +36,7 @@ def run(
             cwd=cwd,
             env=_environment(env),
             stdin=subprocess.PIPE if source is None else source,
-            stdout=subprocess.PIPE,
+            stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
     except FileNotFoundError as error:
@@ -52,7 +54,7 @@ def run(
     if process.returncode != 0:
         said = err.decode(errors="replace")
         raise ToolError(argv, process.returncode, said, hint(said))
-    return out.decode(errors="replace")
+    return out.decode(errors="replace") if out else ""
 
 
 def stream(

@@ -14,7 +14,7 @@ import hashlib
 _REDIS_USERS = """\
 user default reset off ~{{q}}:* &{{q}}:* +@all -@admin -@dangerous
 user appliance on #{appliance} ~{{q}}:* &{{q}}:* +@all -@admin -@dangerous +info +role
-user replica on #{replica} +psync +replconf +ping
+user replica on #{replica} +psync +sync +replconf +ping
 user sentinel on #{sentinel} &* +multi +slaveof +ping +exec +subscribe +config|rewrite +role +publish +info \
 +client|setname +client|kill +script|kill
 """
@@ -23,7 +23,8 @@ user default reset off
 user appliance on #{appliance} &* +ping +info +role +subscribe +psubscribe +unsubscribe +punsubscribe +client|setname \
 +client|setinfo +sentinel|master +sentinel|masters +sentinel|replicas +sentinel|slaves +sentinel|sentinels \
 +sentinel|get-master-addr-by-name +sentinel|ckquorum
-user sentinel on #{sentinel} &* +ping +info +role +publish +subscribe +client|setname +sentinel|is-master-down-by-addr
+user sentinel on #{sentinel} &* +ping +info +role +publish +subscribe +client|setname +sentinel|is-master-down-by-addr \
++sentinel|debug
 """
 _REDIS_AUTH = """\
 masteruser replica

@@ -37,6 +37,9 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
 }
 """What is random; everything else follows from it."""
 
+READ_WHILE_RUNNING = frozenset({"api_keys"})
+"""Files that a running container is to see new. Docker mounts a file by its inode: a renamed one would stay unseen."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -49,25 +52,39 @@ class Store:
         """The cluster's own CA certificate, where it has one."""
         return self.folder / "ca.crt" if (self.folder / "ca.crt").exists() else None
 
-    def create_missing(self, server_names: tuple[str, ...], *, tls: bool) -> list[str]:
-        """Make what does not exist yet and return its names; what exists is never replaced."""
+    def create_missing(
+        self, server_names: tuple[str, ...], *, tls: bool, redis: Mapping[str, tuple[str, ...]] | None = None
+    ) -> list[str]:
+        """Make what does not exist yet and return its names. Nothing random is ever replaced; a certificate is, when
+        its names have changed or it ends soon. `tls`: the gateways'; `redis`: that of each queue host, by its names.
+        """
+        wanted = {"tls": server_names} if tls else {}
+        wanted |= {f"redis-{host}": names for host, names in (redis or {}).items()}
         with _told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             made = [name for name in PLAIN if _create(self.folder / name, PLAIN[name])]
-            if tls and not (self.folder / "tls.crt").exists():
-                self._make_certificate(server_names)
-                made.append("tls.crt")
-            return made
+            if wanted:
+                self._keep_authority()
+            return made + [f"{name}.crt" for name, names in wanted.items() if self._keep_certificate(name, names)]
 
-    def _make_certificate(self, server_names: tuple[str, ...]) -> None:
-        if not (self.folder / "ca.crt").exists():
-            key, certificate = certificates.make_authority()
-            _replace(self.folder / "ca.key", key)
-            _replace(self.folder / "ca.crt", certificate)
+    def _keep_authority(self) -> None:
+        key, certificate = self.folder / "ca.key", self.folder / "ca.crt"
+        if not (key.exists() and certificate.exists() and certificates.is_fresh(certificate.read_bytes())):
+            made = certificates.make_authority()
+            _replace(key, made[0])
+            _replace(certificate, made[1])
+
+    def _keep_certificate(self, name: str, names: tuple[str, ...]) -> bool:
+        """Whether it had to be made. The certificate is written last: without it the next run makes both again."""
+        key, chain = self.folder / f"{name}.key", self.folder / f"{name}.crt"
         authority = (self.folder / "ca.key").read_bytes(), (self.folder / "ca.crt").read_bytes()
-        key, chain = certificates.make_server(*authority, server_names)
-        _replace(self.folder / "tls.key", key)
-        _replace(self.folder / "tls.crt", chain)
+        if key.exists() and chain.exists() and certificates.is_good(chain.read_bytes(), authority[1], names):
+            return False
+        chain.unlink(missing_ok=True)
+        made = certificates.make_server(*authority, names)
+        _replace(key, made[0])
+        _replace(chain, made[1])
+        return True
 
     def rotate(self, name: str) -> None:
         """Replace one plain secret; lay the hosts' copies out again afterwards."""
@@ -79,9 +96,9 @@ class Store:
     def read(self) -> Values:
         with _told(self.folder):
             values = {name: (self.folder / name).read_bytes() for name in PLAIN}
-            for name in ("tls.crt", "tls.key"):
-                if (self.folder / name).exists():
-                    values[name] = (self.folder / name).read_bytes()
+            for path in (self.folder / "ca.crt", *self.folder.glob("tls.*"), *self.folder.glob("redis-*.*")):
+                if path.exists():
+                    values[path.name] = path.read_bytes()
         return values
 
 
@@ -100,7 +117,7 @@ def for_host(host: HostPlan, values: Values) -> Values:
             wanted["tls.crt"], wanted["tls.key"] = values["tls.crt"], values["tls.key"]
     if host.queue:
         wanted |= _redis_files(host, values)
-    return wanted
+    return wanted | _tls_files(host, values)
 
 
 def api_keys(operators: Mapping[str, bytes]) -> bytes:
@@ -124,8 +141,34 @@ def _redis_files(host: HostPlan, values: Values) -> Values:
     return {name: text.encode() for name, text in files.items()}
 
 
-def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
-    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as."""
+def _tls_files(host: HostPlan, values: Values) -> Values:
+    """What a client of Redis trusts and, on a queue host, what Redis and Sentinel show."""
+    found: Values = {}
+    if "APPLIANCE_REDIS_CA" in host.redis_environment and (host.api or host.workers or host.queue):
+        found["ca.crt"] = _given(values, "ca.crt")
+    if host.queue and host.queue.tls:
+        found |= {f"redis.{kind}": _given(values, f"redis-{host.name}.{kind}") for kind in ("crt", "key")}
+    return found
+
+
+def _given(values: Values, name: str) -> bytes:
+    if name not in values:
+        raise UserError(f"{name}: missing among the secrets; run `python -m generator secrets`")
+    return values[name]
+
+
+def redis_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Queue host → what its Redis and Sentinel are called; empty where they speak no TLS."""
+    hosts = [host for host in plan.hosts if host.queue and host.queue.tls]
+    return {host.name: (host.name, host.address, "redis", "sentinel", "localhost", "127.0.0.1") for host in hosts}
+
+
+def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[str, set[str]]:
+    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as.
+
+    Returns host → the files whose content was replaced: a container has the old one until it is made again.
+    """
+    replaced: dict[str, set[str]] = {}
     for host in plan.hosts:
         folder = out / host.name / "secrets"
         with _told(folder):
@@ -133,11 +176,15 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
             wanted = for_host(host, values)
             for name, content in wanted.items():
                 place = folder / name
+                if place.exists() and place.read_bytes() != content:
+                    replaced.setdefault(host.name, set()).add(name)
                 if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
-                    _replace(place, content, owner=uid)
+                    write = _overwrite if name in READ_WHILE_RUNNING and place.exists() else _replace
+                    write(place, content, owner=uid)
             for stale in folder.iterdir():
                 if stale.name not in wanted:
                     stale.unlink()
+    return replaced
 
 
 def _create(path: Path, make: Callable[[], bytes]) -> bool:
@@ -160,6 +207,18 @@ def _replace(path: Path, content: bytes, owner: int | None = None) -> None:
         if owner is not None:
             os.fchown(file.fileno(), owner, owner)
     temporary.replace(path)
+
+
+def _overwrite(path: Path, content: bytes, owner: int) -> None:
+    """Write into the file that is there. Who reads at this moment may see half of it and has to look again."""
+    descriptor = os.open(path, os.O_WRONLY)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        os.fchmod(file.fileno(), 0o600)
+        os.fchown(file.fileno(), owner, owner)
 
 
 class _told:  # noqa: N801  (reads as a verb at the call)

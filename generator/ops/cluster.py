@@ -8,10 +8,12 @@ from __future__ import annotations
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+
+import yaml
 
 from generator import processes
 from generator.docker import Container, Engine
@@ -94,8 +96,17 @@ def is_local(address: str) -> bool:
         return str(probe.getsockname()[0]) == address
 
 
-def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) -> None:
-    """Start every host and wait until all services are healthy; `Unhealthy` with their last log lines otherwise."""
+def up(
+    targets: Sequence[Place],
+    progress: Progress,
+    *,
+    recreate: bool = False,
+    replaced: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Start every host and wait until all services are healthy; `Unhealthy` with their last log lines otherwise.
+
+    `replaced`: host → secret files whose content has changed; the services that mount one are made anew.
+    """
     options = ["--detach", "--wait", "--wait-timeout", str(WAIT_SECONDS), "--remove-orphans"]
     options += ["--force-recreate"] if recreate else []
     bare = [str(place.folder) for place in targets if not (place.folder / "secrets").is_dir()]
@@ -107,8 +118,25 @@ def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) 
             if pipeline is not None:
                 task.update("copying")
                 processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
+            stale = _mounting(place, (replaced or {}).get(place.host.name, ()))
+            if stale and not recreate:
+                task.update(f"renewing {', '.join(stale)}")
+                renewal = ["up", *options, "--force-recreate", "--no-deps", *stale]
+                _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS)
             _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS)
             task.finish("healthy")
+
+
+def _mounting(place: Place, secrets: Collection[str]) -> list[str]:
+    """The services that mount one of these secret files. A mount keeps the file that a rename has replaced."""
+    if not secrets:
+        return []
+    services = yaml.safe_load((place.folder / "compose.yaml").read_bytes())["services"]
+    return [
+        name
+        for name, service in services.items()
+        if any((one["source"] if isinstance(one, dict) else one) in secrets for one in service.get("secrets", ()))
+    ]
 
 
 def down(targets: Sequence[Place], progress: Progress, *, volumes: bool) -> None:

@@ -26,7 +26,7 @@ from generator.plan import plan
 from generator.planned import Plan
 from generator.progress import Progress
 from generator.render import render
-from generator.secrets import Store, lay_out
+from generator.secrets import Store, lay_out, redis_names
 from generator.sources import ROOT, read_sources
 from tests.cluster.hosts import HostMachine, from_outside, machines, ssh_server
 from tests.integration.stack import step, submit
@@ -107,7 +107,8 @@ def _render(folder: Path, tag: str) -> tuple[Plan, Store]:
     the_plan = plan(loaded.cluster)
     tree.write(folder / "out", render(the_plan, read_sources()))
     store = Store(folder / "store")
-    store.create_missing(tuple(host.address for host in the_plan.hosts), tls=True)
+    names = tuple(host.address for host in the_plan.hosts)
+    store.create_missing(names, tls=True, redis=redis_names(the_plan))
     lay_out(the_plan, folder / "out", store.read())
     # The stand-in image has one engine; everything else of the rendered file stays as it is.
     for host in the_plan.hosts:
@@ -141,7 +142,8 @@ def test_every_gpu_service_got_the_gpu_it_reserved(cluster: Cluster) -> None:
 def test_the_queue_has_one_master_two_replicas_and_three_sentinels(cluster: Cluster) -> None:
     roles = []
     for name, host in cluster.hosts.items():
-        asked = 'REDISCLI_AUTH=$(cat /run/secrets/redis_password) redis-cli --user appliance --no-auth-warning "$@"'
+        options = "--tls --cacert /run/secrets/ca.crt --user appliance --no-auth-warning"
+        asked = f'REDISCLI_AUTH=$(cat /run/secrets/redis_password) redis-cli {options} "$@"'
         redis, sentinel = cluster.service(name, "redis"), cluster.service(name, "sentinel")
         roles.append(host.engine.exec(redis.id, "bash", "-c", asked, "-", "ROLE").splitlines()[0])
         quorum = host.engine.exec(sentinel.id, "bash", "-c", asked, "-", "-p", "26379", "SENTINEL", "CKQUORUM", "queue")

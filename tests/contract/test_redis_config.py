@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from generator.certificates import make_authority, make_server
 from generator.plan import plan
 from generator.planned import Plan
 from generator.redis_access import access_files
 from generator.render import render_host
+from generator.secrets import redis_names
 from generator.sources import read_sources
 from tests.unit.generator.clusters import cluster, one_host
 
@@ -67,6 +69,7 @@ class Machines:
     folder: Path
     prefix: str = field(default_factory=lambda: f"animatediff-test-redis-{uuid.uuid4().hex[:6]}")
     started: list[str] = field(default_factory=list)
+    authority: tuple[bytes, bytes] = field(default_factory=make_authority)
 
     @property
     def image(self) -> str:
@@ -81,6 +84,10 @@ class Machines:
             access = access_files(**PASSWORDS, replicated=host.queue.sentinels)
             contents |= {f"secrets/{name}": text.encode() for name, text in access.items()}
             contents["secrets/redis_password"] = PASSWORDS["appliance"].encode()
+            if host.queue.tls:
+                key, chain = make_server(*self.authority, redis_names(the_plan)[host.name])
+                contents |= {"secrets/redis.key": key, "secrets/redis.crt": chain}
+                contents["secrets/ca.crt"] = self.authority[1]
             for name, content in contents.items():
                 path = self.folder / host.name / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +121,8 @@ class Machines:
         port = "26379" if name.endswith("-sentinel") else "6379"
         login = ["-e", f"REDISCLI_AUTH={PASSWORDS[user]}"] if user else []
         as_user = ["--user", user] if user else []
-        result = docker("exec", *login, name, "redis-cli", "-p", port, *as_user, "--no-auth-warning", *command)
+        tls = ["--tls", "--cacert", "/run/secrets/ca.crt"] if "-gpu-" in name else []
+        result = docker("exec", *login, name, "redis-cli", *tls, "-p", port, *as_user, "--no-auth-warning", *command)
         return (result.stdout + result.stderr).strip()
 
     def logs(self) -> str:

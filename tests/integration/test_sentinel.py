@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from appliance.errors import QueueUnavailable, UnsafeRedis
 from appliance.job import JobState
 from appliance.queue import CommitAnswer, Queue, Submission
 from appliance.redis_link import RedisLink
-from appliance.settings import Address, RedisSettings, Secret
+from appliance.settings import Address, QueueSettings, RedisSettings, Secret
 from tests.integration.redis_server import FAST, PASSWORD, RedisServer, add, closing, submission, take
 
 pytestmark = pytest.mark.docker
@@ -80,6 +81,15 @@ class Group:
         facts = await ask(self.sentinels[0], "SENTINEL", "MASTER", "queue")
         return next(redis for redis in self.redises if str(redis.port) == facts["port"])
 
+    async def promoted(self, end: float) -> None:
+        """Until somebody is a master beside the one that does not answer; at most until `end`."""
+        while time.monotonic() < end:
+            for redis in self.redises:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    facts = await asyncio.wait_for(ask(redis, "INFO", "replication"), 0.2)
+                    if facts.get("role") == "master":
+                        return
+
 
 @pytest_asyncio.fixture
 async def group(images: str) -> AsyncIterator[Group]:
@@ -99,10 +109,10 @@ def sentinel_of(tag: str, master: RedisServer) -> RedisServer:
     return RedisServer(tag, SENTINEL.format(port=master.port), sentinel=True)
 
 
-def queue_by(*sentinels: RedisServer) -> Queue:
+def queue_by(*sentinels: RedisServer, settings: QueueSettings = FAST) -> Queue:
     addresses = tuple(Address("127.0.0.1", sentinel.port) for sentinel in sentinels)
-    settings = RedisSettings(None, addresses, "queue", "default", Secret(PASSWORD), 1)
-    return Queue(RedisLink(settings), FAST, replicas=1)
+    redis = RedisSettings(None, addresses, "queue", "default", Secret(PASSWORD), 1)
+    return Queue(RedisLink(redis), settings, replicas=1)
 
 
 async def ask(server: RedisServer, *words: str) -> dict[str, str]:
@@ -155,3 +165,32 @@ async def test_acknowledged_jobs_outlive_the_master_and_a_stale_sentinel_is_not_
         for sentinels in ((stale, *group.sentinels), (*group.sentinels, stale)):
             async with closing(queue_by(*sentinels)) as fresh:
                 assert set(await fresh.list_ids(None, None, 10)) == accepted
+
+
+async def test_a_master_that_was_frozen_acknowledges_nothing_that_gets_lost(group: Group) -> None:
+    """It thaws when one replica has been promoted and the other one is still its own: both would acknowledge."""
+    accepted: list[str] = []
+
+    async def keep_submitting(queue: Queue, end: float) -> None:
+        while time.monotonic() < end:
+            job = submission()
+            with contextlib.suppress(QueueUnavailable):
+                await queue.submit(job)
+                accepted.append(job.job_id)
+            await asyncio.sleep(0.02)
+
+    settings = dataclasses.replace(FAST, queue_limit=100_000)
+    async with closing(queue_by(*group.sentinels, settings=settings)) as queue:
+        await submit_until_accepted(queue, submission(), FAILOVER_SECONDS)
+        frozen = await group.master()
+        end = time.monotonic() + 6
+        clients = [asyncio.create_task(keep_submitting(queue, end)) for _ in range(3)]
+        await asyncio.sleep(0.3)
+        frozen.freeze()
+        await group.promoted(end)
+        frozen.thaw()
+        await asyncio.gather(*clients)
+        await submit_until_accepted(queue, submission(), FAILOVER_SECONDS)
+        found = await queue.get_many(accepted)
+    assert accepted
+    assert [job_id for job_id, job in zip(accepted, found, strict=True) if job is None] == []

@@ -20,6 +20,8 @@ from appliance.settings import Address, RedisSettings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+OPERATION_SECONDS = 5.0
+"""Well above every limit inside: a socket's, WAIT's, the Sentinels'."""
 
 # The server speaks, but not as a writable master with its replicas; TRYAGAIN and UNBLOCKED come during role changes.
 FAILOVER_WORDS = ("READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "UNBLOCKED", "MISCONF", "TRYAGAIN", "OOM", "BUSY ")
@@ -65,6 +67,8 @@ class RedisLink:
         self._timeouts = 0
         self._client: Redis | None = None
         self._connecting: asyncio.Task[Redis] | None = None
+        self._beside: set[asyncio.Future[Any]] = set()
+        """What still runs and nobody waits for any more, and the calls under way."""
         self._sentinels = Sentinels(settings.sentinels, settings.sentinel_master, self._open)
         self.last_success = time.monotonic()
         """When Redis last did what it was asked to; the start counts as one."""
@@ -72,7 +76,7 @@ class RedisLink:
     async def run(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
         client = await self.client()
         try:
-            result = await operation(client)
+            result = await self._bounded(operation(client))
         except QueueUnavailable:
             # Too few replicas answered: this may be a master that everybody else has left.
             await self.drop(client)
@@ -106,26 +110,61 @@ class RedisLink:
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(), name="connect to Redis")
             self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        done, _ = await asyncio.wait({connecting}, timeout=OPERATION_SECONDS)
+        if not done:
+            self._connected(connecting)
+            raise QueueUnavailable(f"no connection within {OPERATION_SECONDS:g} s")
+        if connecting.cancelled():
+            raise QueueUnavailable("the connection was given up")
+        return connecting.result()
 
     def _connected(self, task: asyncio.Task[Redis]) -> None:
-        self._connecting = None
-        if not task.cancelled() and task.exception() is None:
+        if self._connecting is task:
+            self._connecting = None
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled() and task.exception() is None:
             self._client = task.result()
+
+    async def _bounded(self, operation: Awaitable[T]) -> T:
+        """Redis and redis-py have time limits of their own, but not for everything: a connection that is closed under
+        a running call, or over TLS to a host that is gone, has been seen to keep its caller for ever."""
+        task = asyncio.ensure_future(operation)
+        self._beside.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=OPERATION_SECONDS)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            raise QueueUnavailable(f"no answer for {OPERATION_SECONDS:g} s")
+        return task.result()
+
+    def _forget(self, task: asyncio.Future[Any]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it has it, or has gone
 
     async def drop(self, client: Redis) -> None:
         """Forgets `client`, unless somebody already did and a newer one is in place."""
         if self._client is client:
             self._client = None
-        await close_quietly(client)
+        closing = asyncio.create_task(close_quietly(client), name="close a Redis client")
+        self._beside.add(closing)
+        closing.add_done_callback(self._forget)
 
     async def close(self) -> None:
         if self._connecting is not None:
             self._connecting.cancel()
-            await asyncio.wait({self._connecting})
+            await asyncio.wait({self._connecting}, timeout=1.0)
         if self._client is not None:
             await self.drop(self._client)
         await self._sentinels.close()
+        if self._beside:
+            await asyncio.wait(set(self._beside), timeout=1.0)
 
     async def _connect(self) -> Redis:
         address = self._settings.address or await self._sentinels.master()

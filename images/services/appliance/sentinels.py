@@ -94,7 +94,9 @@ class Sentinels:
         pending = {self._start(address) for address in self._addresses}
         done: set[asyncio.Task[View | None]] = set()
         while pending and 2 * len(_views(done)) <= len(self._addresses):
-            more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            more, pending = await asyncio.wait(pending, timeout=ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not more:
+                break
             done |= more
         if pending:
             more, _ = await asyncio.wait(pending, timeout=STRAGGLER_SECONDS)
@@ -109,7 +111,8 @@ class Sentinels:
             if until <= now:
                 self._silent_until[address] = now + PAUSE_SECONDS
                 self._start(address)
-        return _views((await asyncio.wait(expected))[0]) if expected else []
+        # Bounded here as well: what ends a call to a Sentinel that is gone may itself not end.
+        return _views((await asyncio.wait(expected, timeout=ANSWER_SECONDS))[0]) if expected else []
 
     def _start(self, address: Address) -> asyncio.Task[View | None]:
         task = asyncio.create_task(self._ask(address), name=f"ask Sentinel {address}")
@@ -119,7 +122,7 @@ class Sentinels:
 
     async def _ask(self, address: Address) -> View | None:
         try:
-            view = await asyncio.wait_for(self._view(address), ANSWER_SECONDS)
+            view = await asyncio.wait_for(self._view(address), ANSWER_SECONDS - 0.1)
         except (wire.RedisError, OSError, asyncio.TimeoutError, LookupError, TypeError, ValueError) as error:
             log.debug("Sentinel %s: %s", address, error or type(error).__name__)
             self._silent_until[address] = time.monotonic() + PAUSE_SECONDS

@@ -92,3 +92,10 @@ def test_demo_models_are_made_only_when_asked_for() -> None:
     }
     assert plan(one_host(models=models)).cluster.make_demo_models
     assert not plan(one_host(models=models, images={"webui": "synthetic"})).cluster.make_demo_models
+
+
+def test_only_the_api_learns_what_each_user_weighs() -> None:
+    weighted = one_host(queue={"user_weights": {"batch": 0.5, "ada": 2.0}, "max_pixel_frames": 4096})
+    environment = plan(weighted).cluster.api_environment
+    assert environment == {"APPLIANCE_MAX_PIXEL_FRAMES": "4096", "APPLIANCE_USER_WEIGHTS": '{"ada":2.0,"batch":0.5}'}
+    assert "APPLIANCE_USER_WEIGHTS" not in plan(one_host()).cluster.api_environment

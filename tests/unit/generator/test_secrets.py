@@ -14,23 +14,24 @@ from cryptography.exceptions import InvalidSignature
 from generator import certificates
 from generator.errors import UserError
 from generator.plan import plan
-from generator.secrets import PLAIN, Store, for_host, lay_out
+from generator.secrets import PLAIN, Store, for_host, lay_out, redis_names
 from tests.unit.generator.clusters import one_host, three_hosts
 
 UID = 10001 if os.geteuid() == 0 else os.geteuid()
 """Only root may give a file away."""
+NAMES = ("video.example.lan", "192.168.1.10")
 
 
 def store(folder: Path, *, tls: bool = True) -> Store:
     made = Store(folder / "secrets")
-    made.create_missing(("video.example.lan", "192.168.1.10"), tls=tls)
+    made.create_missing(NAMES, tls=tls, redis=redis_names(plan(three_hosts())))
     return made
 
 
 def test_made_once_and_private(tmp_path: Path) -> None:
     first = store(tmp_path)
     values = first.read()
-    assert first.create_missing(("other",), tls=True) == []
+    assert first.create_missing(NAMES, tls=True, redis=redis_names(plan(three_hosts()))) == []
     assert first.read() == values
     assert len(set(values.values())) == len(values)
     assert all(len(values[name]) >= 43 for name in PLAIN)

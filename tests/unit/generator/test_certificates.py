@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from generator import certificates
+from generator.plan import plan
+from generator.secrets import Store, lay_out, redis_names
+from tests.unit.generator.clusters import cluster, one_host, three_hosts
+from tests.unit.generator.test_secrets import UID
+
+NAMES = ("video.example.net", "192.168.1.10")
+
+
+def test_a_good_certificate_is_fresh_and_of_this_authority_for_exactly_these_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    authority = certificates.make_authority()
+    _, chain = certificates.make_server(*authority, NAMES)
+    assert certificates.is_good(chain, authority[1], NAMES)
+    assert certificates.is_good(chain, authority[1], tuple(reversed(NAMES)))
+    assert not certificates.is_good(chain, authority[1], (*NAMES, "192.168.1.11"))
+    assert not certificates.is_good(chain, authority[1], NAMES[:1])
+    assert not certificates.is_good(chain, certificates.make_authority()[1], NAMES)
+    assert not certificates.is_good(b"", authority[1], NAMES)
+    end = x509.load_pem_x509_certificate(chain).not_valid_after_utc
+    assert certificates.is_fresh(chain, end - datetime.timedelta(days=certificates.RENEW_DAYS + 1))
+    assert not certificates.is_fresh(chain, end - datetime.timedelta(days=certificates.RENEW_DAYS - 1))
+
+
+def test_certificates_are_remade_when_needed_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "secrets")
+    redis = redis_names(plan(three_hosts()))
+    made = store.create_missing(NAMES, tls=True, redis=redis)
+    assert {"tls.crt", "redis-gpu-01.crt", "redis-gpu-02.crt", "redis-gpu-03.crt"} <= set(made)
+    before = store.read()
+    assert store.create_missing(NAMES, tls=True, redis=redis) == []
+
+    moved = {**redis, "gpu-02": ("gpu-02", "192.168.1.99")}
+    assert store.create_missing(NAMES, tls=True, redis=moved) == ["redis-gpu-02.crt"]
+    assert store.create_missing(("new.example.net",), tls=True, redis=moved) == ["tls.crt"]
+    assert store.read()["ca.crt"] == before["ca.crt"]
+
+    # One that a killed run has left with another key than its own.
+    (tmp_path / "secrets/redis-gpu-01.crt").unlink()
+    assert store.create_missing(("new.example.net",), tls=True, redis=moved) == ["redis-gpu-01.crt"]
+
+    monkeypatch.setattr(certificates, "RENEW_DAYS", certificates.SERVER_DAYS + 1)
+    assert len(store.create_missing(("new.example.net",), tls=True, redis=moved)) == 4
+    assert store.read()["ca.crt"] == before["ca.crt"]
+    monkeypatch.setattr(certificates, "RENEW_DAYS", certificates.AUTHORITY_DAYS + 1)
+    store.create_missing(("new.example.net",), tls=True, redis=moved)
+    assert store.read()["ca.crt"] != before["ca.crt"]
+
+
+def test_several_hosts_speak_tls_and_a_single_one_does_not() -> None:
+    assert redis_names(plan(one_host())) == {}
+    the_plan = plan(three_hosts())
+    assert redis_names(the_plan)["gpu-03"][:2] == ("gpu-03", "192.168.1.12")
+    assert {host.redis_environment["APPLIANCE_REDIS_CA"] for host in the_plan.hosts} == {"/run/secrets/ca.crt"}
+    one, two = (
+        {"address": f"192.168.1.{n}", "roles": ["gateway", "control", "worker"][: 4 - n], "cpu_workers": 1}
+        for n in (1, 2)
+    )
+    one["roles"] = ["queue", "worker"]
+    two["roles"] = ["gateway", "control", "worker"]
+    without_sentinel = plan(cluster(hosts={"one": one, "two": two}, images={"webui": "cpu"}))
+    assert redis_names(without_sentinel).keys() == {"one"}
+    assert without_sentinel.by_name["two"].redis_environment["APPLIANCE_REDIS_CA"]
+
+
+def test_laying_out_tells_which_files_a_running_container_has_an_old_copy_of(tmp_path: Path) -> None:
+    store, the_plan = Store(tmp_path / "secrets"), plan(three_hosts())
+    store.create_missing(NAMES, tls=True, redis=redis_names(the_plan))
+    assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {}
+    assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {}
+    (tmp_path / "secrets/redis-gpu-02.crt").unlink()
+    store.create_missing(NAMES, tls=True, redis=redis_names(the_plan))
+    assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {"gpu-02": {"redis.crt", "redis.key"}}
