@@ -141,6 +141,9 @@ class RedisLink:
         if not done:
             task.cancel()
             raise QueueUnavailable(f"no answer for {OPERATION_SECONDS:g} s")
+        if task.cancelled():
+            # Not by us: all who wait for the end of one connection share a future, which the first time limit cancels.
+            raise QueueUnavailable("its connection was closed")
         return task.result()
 
     def _forget(self, task: asyncio.Future[Any]) -> None:

@@ -58,6 +58,19 @@ async def test_a_cancelled_caller_does_not_wait_for_the_operation(monkeypatch: p
     await link.close()
 
 
+async def test_a_cancellation_that_nobody_asked_for_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py lets the waiters for one connection's end share a future; the first time limit cancels it for all."""
+    link = RedisLink(NOWHERE)
+    monkeypatch.setattr(link, "_client", Redis())
+
+    async def operation(_: Redis) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(QueueUnavailable, match="closed"):
+        await link.run(operation)
+    await link.close()
+
+
 async def test_a_connection_that_is_never_made_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     link = RedisLink(NOWHERE)
 
