@@ -169,8 +169,8 @@ class Models(Part):
 
 
 class Queue(Part):
-    lease_seconds: Annotated[float, Field(ge=1, le=60)] = 3.0
-    beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 0.75
+    lease_seconds: Annotated[float, Field(ge=1, le=60)] = 2.5
+    beat_seconds: Annotated[float, Field(ge=0.1, le=10)] = 0.5
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     crash_budget: Annotated[int, Field(ge=1, le=20)] = 3
     error_budget: Annotated[int, Field(ge=1, le=20)] = 3

@@ -21,6 +21,7 @@ os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # its reaper imag
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew from what is rendered now")
     parser.addoption("--long", action="store_true", help="run the long variants too")
+    parser.addoption("--chaos-seed", help="repeat the choices of the chaos test's run with this seed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -69,8 +69,8 @@ class RedisSettings:
 
 @dataclass(frozen=True)
 class QueueSettings:
-    lease_seconds: float = 3.0
-    beat_seconds: float = 0.75
+    lease_seconds: float = 2.5
+    beat_seconds: float = 0.5
     queue_limit: int = 1000
     crash_budget: int = 3
     error_budget: int = 3
@@ -238,8 +238,8 @@ def read_redis(reader: Reader, common: Common) -> RedisSettings:
 
 def read_queue(reader: Reader) -> QueueSettings:
     queue = QueueSettings(
-        lease_seconds=reader.number("APPLIANCE_LEASE_SECONDS", 3, 0.2, 600),
-        beat_seconds=reader.number("APPLIANCE_BEAT_SECONDS", 0.75, 0.05, 200),
+        lease_seconds=reader.number("APPLIANCE_LEASE_SECONDS", 2.5, 0.2, 600),
+        beat_seconds=reader.number("APPLIANCE_BEAT_SECONDS", 0.5, 0.05, 200),
         queue_limit=reader.whole("APPLIANCE_QUEUE_LIMIT", 1000, 1, 1_000_000),
         crash_budget=reader.whole("APPLIANCE_CRASH_BUDGET", 3, 1, 100),
         error_budget=reader.whole("APPLIANCE_ERROR_BUDGET", 3, 1, 100),

@@ -26,7 +26,7 @@ def test_defaults(agent_environment: dict[str, str]) -> None:
     queue = settings.queue
     assert settings.redis.address == Address("redis", 6379)
     assert settings.webui_url == "http://webui-0:7860"
-    assert (queue.lease_seconds, queue.beat_seconds, queue.failover_grace_seconds) == (3, 0.75, 6)
+    assert (queue.lease_seconds, queue.beat_seconds, queue.failover_grace_seconds) == (2.5, 0.5, 6)
     assert (settings.stream_silence_seconds, settings.no_progress_seconds, settings.drain_seconds) == (2, 120, 20)
 
 

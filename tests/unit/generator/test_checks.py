@@ -288,13 +288,13 @@ CASES: list[tuple[str, list[Change], str]] = [
     ),
     (
         "_lease",
-        [put("queue.lease_seconds", 1.8)],
-        "queue.lease_seconds: 1.8: a lease of 1.8 s is less than 2.5 beats of 0.75 s, so one late",
+        [put("queue.lease_seconds", 1.2)],
+        "queue.lease_seconds: 1.2: a lease of 1.2 s is less than 2.5 beats of 0.5 s, so one late",
     ),
     (
         "_lease",
         [put("queue.beat_seconds", 1.3)],
-        "queue.beat_seconds: 1.3: a lease of 3 s is less than 2.5 beats of 1.3 s",
+        "queue.beat_seconds: 1.3: a lease of 2.5 s is less than 2.5 beats of 1.3 s",
     ),
     (
         "_models",
