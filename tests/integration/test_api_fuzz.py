@@ -27,6 +27,8 @@ EXAMPLES, LONG_EXAMPLES = 6, 300
 CONTENT = b"not really a video"
 # JSON Schema cannot say these: the size of metadata as JSON, the budget of pixel-frames.
 UNSAYABLE = {"POST /api/v1/jobs": "positive_data_acceptance"}
+# A cancelled job is still there to be read: DELETE ends it, it does not erase it.
+NOT_MEANT = "use_after_free"
 
 
 async def work(queue: Queue, jobs_dir: Path) -> None:
@@ -69,7 +71,7 @@ async def fuzz(url: str, name: str, folder: Path, *, examples: int, seed: int) -
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("schemathesis")),
         *("--config-file", str(config), "run", "openapi.json", "--url", url),
-        *("--checks", "all", "--max-examples", str(examples), "--seed", str(seed)),
+        *("--checks", "all", "--exclude-checks", NOT_MEANT, "--max-examples", str(examples), "--seed", str(seed)),
         *("--continue-on-failure", "--request-timeout", "20", "--warnings", "off", "--no-color"),
         cwd=folder,
         stdout=asyncio.subprocess.PIPE,

@@ -16,6 +16,8 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.integration.webui_node import resumed_from
+
 pytestmark = pytest.mark.docker
 
 TOKEN = "t0ken-of-this-test"
@@ -276,12 +278,12 @@ def test_an_interrupted_one_goes_on_bit_for_bit(server: Server, step: int, memor
 
 def assert_goes_on(server: Server, body: dict[str, Any], step: int) -> None:
     events = generate(server, body)
-    assert events[0]["resumed_from"] == step
+    assert resumed_from(events) == step
     done = events[-1]
     assert done["event"] == "done", done
     twin = order(**body["request"] | {"seed": done["parameters"]["seed"]}) | {"memory": body["memory"]}
     whole = generate(server, twin)
-    assert whole[0]["resumed_from"] == 0
+    assert resumed_from(whole) == 0
     assert (server.result(twin) == server.result(body)).all()
     assert done["files"] == whole[-1]["files"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.webui_node import Node, generate, wait_for
+from tests.integration.webui_node import Node, generate, resumed_from, wait_for
 
 Events = Iterator[dict[str, Any]]
 NewNode = Callable[..., Node]
@@ -106,7 +106,7 @@ def steps(events: list[dict[str, Any]]) -> list[int]:
 def assert_goes_on(node: Node, job: Job, fence: int, step: int, **order: Any) -> dict[str, Any]:
     """The attempt does the rest and no more, and the video is that of an attempt that was never stopped."""
     events = generate(node, job.order(fence, **order))
-    assert events[0]["resumed_from"] == step
+    assert resumed_from(events) == step
     assert steps(events) == list(range(step + 1, job.request["steps"] + 1))
     done = events[-1]
     assert done["event"] == "done", done
@@ -149,7 +149,7 @@ def test_a_dead_engine_goes_on_in_its_successor(new_node: NewNode, fault: str) -
     assert kept[-1] > 10
     node.wait("ok")
     again = generate(node, job.order(6))
-    assert again[0]["resumed_from"] == kept[-1], "the same process' successor, which dies at step 35, too"
+    assert resumed_from(again) == kept[-1], "the same process' successor, which dies at step 35, too"
     assert again[-1]["event"] == "error"
     assert_goes_on(new_node(), job, 7, int(job.checkpoints(node)[-1].split("-")[1].split(".")[0]))
 
@@ -229,7 +229,7 @@ def test_another_fingerprint_or_request_starts_over(new_node: NewNode) -> None:
     other = new_node(APPLIANCE_CHECKPOINT_SECONDS="600", APPLIANCE_CHECKPOINT="another-model")
     job = Job(steps=10)
     kept = keep(first, job)
-    assert generate(other, job.order(6))[0]["resumed_from"] == 0
+    assert resumed_from(generate(other, job.order(6))) == 0
     changed = Job(**job.request | {"cfg_scale": 3})
     changed.id, changed.folder = job.id, job.folder
     assert_goes_on(first, changed, 7, 0)
@@ -281,7 +281,7 @@ def test_a_zombie_takes_nothing_from_its_successor(new_node: NewNode) -> None:
         assert job.interrupt(zombie, checkpoint=True)["checkpoint_step"] < kept
         list(events)
     assert f"6-{kept}.safetensors" in job.checkpoints(successor)
-    assert generate(successor, job.order(7))[0]["resumed_from"] == kept
+    assert resumed_from(generate(successor, job.order(7))) == kept
 
 
 def test_a_zombie_leaves_nothing_in_a_finished_job(node: Node) -> None:

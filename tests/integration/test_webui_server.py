@@ -73,11 +73,12 @@ def test_unknown_paths_are_problems_too(node: Node) -> None:
 def test_a_generation_streams_and_leaves_the_file_it_names(node: Node) -> None:
     body = order(steps=14, seed=3)
     events = generate(node, body)
-    assert events[0] == {"event": "started", "engine": "synthetic", "total_steps": 14, "resumed_from": 0}
+    started = next(event for event in events if event["event"] != "alive")
+    assert started == {"event": "started", "engine": "synthetic", "total_steps": 14, "resumed_from": 0}
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 15))
     alive = [event for event in events if event["event"] == "alive"]
     assert alive, "0.7 s of work must show at least one sign of life"
-    assert alive[0]["phase"] == "step"
+    assert "step" in {event["phase"] for event in alive}
     assert alive[0]["progress_age_seconds"] < 0.3
     done = events[-1]
     assert done["event"] == "done"

@@ -108,6 +108,11 @@ def generate(node: Node, body: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
+def resumed_from(events: list[dict[str, Any]]) -> int:
+    """Told when the attempt starts; a busy machine may show a sign of life before."""
+    return int(next(event for event in events if event["event"] == "started")["resumed_from"])
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
