@@ -285,7 +285,7 @@ async def test_calls_that_never_end_do_not_use_up_the_places(
     await queue.close()
 
 
-# --- what held already, and has to go on holding -----------------------------------------------------------------------
+# --- what held already, and has to go on holding ---------------------------------------------------------------------
 
 
 async def test_a_zombie_of_the_former_life_has_no_say_in_the_next(queue: Queue) -> None:
@@ -321,3 +321,26 @@ async def test_a_confirmed_cancel_is_the_last_word(queue: Queue, redis: Redis) -
     assert await queue.commit(claim, "{}") is CommitAnswer.FENCED
     assert (await queue.requeue_dead(job_id)).status == "final"
     assert isinstance(await queue.claim("b/0", "n"), Nothing)
+
+
+# --- late messages ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_that_arrives_late_takes_nothing(queue: Queue) -> None:
+    """A cut network delivers what was sent before the cut seconds after it is whole again; its sender has moved on."""
+    await register(queue, "a/0", "boot")
+    late = {"worker": "a/0", "nonce": "n1", "boot": "boot", "turn": queue._turn("n1")}
+    assert isinstance(await queue.claim("a/0", "n1", boot_id="boot"), Nothing)
+    await asyncio.sleep(0.01)
+    await add(queue)
+    waiting = await add(queue)
+    claim = await queue.claim("a/0", "n2", boot_id="boot")
+    assert isinstance(claim, Claim)
+    assert (await queue._call("claim", late))[0] == "none"
+    assert await queue.beat(claim) is BeatAnswer.OK
+    assert (await read(queue, waiting)).state is JobState.QUEUED
+    again = await queue.claim("a/0", "n2", boot_id="boot")
+    assert isinstance(again, Claim)
+    assert again.fence == claim.fence
+    await register(queue, "a/0", "next boot")  # on a host that has just started, its clock begins at 0
+    assert (await queue._call("claim", {**late, "boot": "next boot", "turn": 1}))[0] == "job"

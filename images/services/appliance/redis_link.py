@@ -45,6 +45,9 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, wire.ResponseError) and any(word in str(error)[:160] for word in FAILOVER_WORDS)
 
 
+MOST_CALLS = 90
+"""At a time, over one connection each; more wait in line. redis-py would refuse them, which looks like an outage."""
+SPARE_CONNECTIONS = 10  # for what keeps one between its calls
 MOST_PATIENCE_SECONDS = 2.0
 SHORT_TRIES = 4
 
@@ -65,6 +68,7 @@ class RedisLink:
         # The server's certificate must be of the cluster's own authority, and for the address we call.
         self._tls = ssl.create_default_context(cafile=settings.ca) if settings.ca else None
         self._timeouts = 0
+        self._places = asyncio.Semaphore(MOST_CALLS)
         self._client: Redis | None = None
         self._connecting: asyncio.Task[Redis] | None = None
         self._beside: set[asyncio.Future[Any]] = set()
@@ -76,7 +80,7 @@ class RedisLink:
     async def run(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
         client = await self.client()
         try:
-            result = await self._bounded(operation(client))
+            result = await self._bounded(self._in_turn(client, operation))
         except QueueUnavailable:
             # Too few replicas answered: this may be a master that everybody else has left.
             await self.drop(client)
@@ -91,6 +95,14 @@ class RedisLink:
             raise QueueUnavailable(f"Redis failed: {error or type(error).__name__}") from error
         self.last_success = time.monotonic()
         return result
+
+    async def _in_turn(self, client: Redis, operation: Callable[[Redis], Awaitable[T]]) -> T:
+        places = self._places
+        waited = places.locked()
+        async with places:
+            if waited and client is not self._client:
+                raise QueueUnavailable("the connection was given up while this call waited for its turn")
+            return await operation(client)
 
     @property
     def most_replicas(self) -> int:
@@ -126,6 +138,7 @@ class RedisLink:
             task.cancel()
         elif not task.cancelled() and task.exception() is None:
             self._client = task.result()
+            self._places = asyncio.Semaphore(MOST_CALLS)  # a call that never ends keeps its place in the old ones
 
     async def _bounded(self, operation: Awaitable[T]) -> T:
         """Redis and redis-py have time limits of their own, but not for everything: a connection that is closed under
@@ -204,6 +217,7 @@ class RedisLink:
         pool = ConnectionPool(
             host=address.host,
             port=address.port,
+            max_connections=MOST_CALLS + SPARE_CONNECTIONS,
             username=settings.username,
             password=settings.password.reveal(),
             socket_timeout=settings.socket_timeout_seconds,

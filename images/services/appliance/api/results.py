@@ -14,7 +14,7 @@ from appliance.api.services import Caller, JobId, ServicesHere, find_job
 from appliance.errors import StorageError
 from appliance.job import JobState, attempt_folder
 from appliance.queue import JobRecord
-from appliance.storage import Commit, ResultFile
+from appliance.storage import Commit, ResultFile, own_file_size
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["results"])
 
@@ -60,9 +60,16 @@ def locate(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile
         raise Problem(404, "no-such-file", f"the result has {len(commit.files)} files, numbered from 0")
     described = commit.files[index]
     path = jobs_dir / attempt_folder(job.job_id, commit.fence) / described.name
-    if not path.is_file():
+    if not _is_there(jobs_dir, path):
         raise Problem(404, "file-missing", "the file is not on storage (any more, or storage is not mounted)")
     return path, described
+
+
+def _is_there(jobs_dir: Path, path: Path) -> bool:
+    try:
+        return own_file_size(jobs_dir, path) is not None
+    except OSError:
+        return False
 
 
 _path = "/{job_id}/result"

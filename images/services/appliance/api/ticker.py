@@ -10,12 +10,11 @@ from appliance.errors import QueueError
 from appliance.logs import OnceUntilChanged, fields
 from appliance.outcome_log import log_outcomes
 from appliance.queue import Queue
-from appliance.queue.types import QueueStats, RepairReport
+from appliance.queue.types import QueueStats, RepairReport, TickReport
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 REPAIR_REST_SECONDS = 5.0  # between two passes over all records, of which each replica makes its own
-REPAIR_PASS_LIMIT = 2000  # slices of one whole pass: a bound against a cursor that never ends
 
 
 class Ticker:
@@ -25,6 +24,8 @@ class Ticker:
         self.stats: QueueStats | None = None
         self._cursor = ""
         self._pass_ended: float | None = None
+        self._since: int | None = None
+        self._in_haste = False
 
     async def run(self) -> None:
         while True:
@@ -36,11 +37,7 @@ class Ticker:
             report = await self._queue.tick()
             self.stats = await self._queue.stats()
             await log_outcomes(self._queue, report.outcomes)
-            if report.grace:
-                log.warning("Redis restarted or stood still: leases got their grace", extra=fields(event="epoch"))
-                await self._repair_all()
-            else:
-                await self._repair_slice()
+            await self._repair(in_haste=self._was_away(report))
         except QueueError as error:
             self.stats = None
             self._condition.failing(f"queue housekeeping fails: {error}", event="queue_unavailable")
@@ -51,23 +48,32 @@ class Ticker:
             return
         self._condition.fine("queue housekeeping works again", event="queue_available")
 
-    async def _repair_all(self) -> None:
-        """A failover may have cut a script's writes from their records: look at all of them at once."""
-        self._cursor = ""
-        for _ in range(REPAIR_PASS_LIMIT):
-            await self._repair_one()
-            if self._cursor == "":
-                return
+    def _was_away(self, report: TickReport) -> bool:
+        """Whether Redis was, since the last look; a heartbeat or another replica may have been the first to notice."""
+        before, self._since = self._since, report.since
+        if not report.grace and before in (None, report.since):
+            return False
+        log.warning("Redis restarted or stood still: leases got their grace", extra=fields(event="epoch"))
+        return True
 
-    async def _repair_slice(self) -> None:
+    async def _repair(self, *, in_haste: bool) -> None:
+        """One slice. After a failover, which may have cut a script's writes from their records, a whole pass: as much
+        of it at a time as lets the ticks go on."""
+        if in_haste:
+            self._cursor, self._in_haste = "", True
         rested = self._pass_ended is None or time.monotonic() - self._pass_ended >= REPAIR_REST_SECONDS
-        if self._cursor or rested:
+        if not (self._cursor or self._in_haste or rested):
+            return
+        until = time.monotonic() + TICK_SECONDS
+        await self._repair_one()
+        while self._in_haste and time.monotonic() < until:
             await self._repair_one()
 
     async def _repair_one(self) -> None:
         self._cursor, report = await self._queue.repair(self._cursor)
         if self._cursor == "":
             self._pass_ended = time.monotonic()
+            self._in_haste = False
         if report.repaired:
             log.warning("records of the queue repaired: %s", _counts(report), extra=fields(event="repaired"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -44,6 +45,7 @@ class Queue(Reader):
         super().__init__(link)
         self._settings = settings
         self._replicas = replicas
+        self._asked = ("", 0)
         self._scripts = load_scripts(
             {
                 "lease_ms": round(settings.lease_seconds * 1000),
@@ -113,7 +115,7 @@ class Queue(Reader):
     ) -> Claim | Nothing:
         """The best waiting job that `capabilities` fit. `boot_id` as in `register`: a process that was replaced under
         its worker's name gets nothing."""
-        arguments: dict[str, Any] = {"worker": worker, "nonce": nonce, "boot": boot_id}
+        arguments: dict[str, Any] = {"worker": worker, "nonce": nonce, "boot": boot_id, "turn": self._turn(nonce)}
         if capabilities is not None:
             arguments["can"] = capabilities.as_dict()
         answer = await self._call("claim", arguments)
@@ -125,6 +127,12 @@ class Queue(Reader):
         left = (int(deadline) - int(now)) / 1000 if deadline else None
         parsed = Outcome.parse_all(outcomes)
         return Claim(job_id, nonce, int(fence), int(attempts), left, body, parsed, int(ooms), user)
+
+    def _turn(self, nonce: str) -> int:
+        """Grows from one nonce to the next within a process."""
+        if nonce != self._asked[0]:
+            self._asked = (nonce, round(time.monotonic() * 1000))
+        return self._asked[1]
 
     async def beat(
         self,

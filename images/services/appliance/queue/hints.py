@@ -11,7 +11,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from appliance import keys
-from appliance.errors import QueueError, QueueUnavailable
+from appliance.errors import QueueError
 from appliance.redis_link import RedisLink
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class _Subscription:
 
     async def next_hint(self, client: Redis) -> str | None:
         if client is not self._client:
-            raise QueueUnavailable("the master has changed; what is published now is published there")
+            # No outage: the link would drop the new connection, and with it everybody's calls.
+            raise QueueError("the master has changed; what is published now is published there")
         message = await self._channel.get_message(ignore_subscribe_messages=True, timeout=PATIENCE_SECONDS)
         return str(message["data"]) if message and message.get("type") == "message" else None
 

@@ -122,7 +122,10 @@ class Settlement:
 
 @dataclass(frozen=True)
 class TickReport:
+    """`grace`: this call has noticed that Redis was away; `since`: when any call last did, by Redis, in ms."""
+
     grace: bool
+    since: int
     promoted: int
     reaped: int
     removed: int

@@ -77,6 +77,8 @@ end
 -- Back to the waiting line with the original score: a retry does not pay for its place twice.
 local function requeue(id, job, delay_ms, reason, message)
   redis.call('HSET', K.j .. id, 'reason', reason, 'message', message)
+  -- Tick has let go of a deadline that passed while the job ran, and there may be no worker to claim it.
+  if job.deadline then redis.call('ZADD', K.deadline, job.deadline, id) end
   local state = 'queued'
   if delay_ms > 0 then
     state = 'delayed'
@@ -169,6 +171,7 @@ local function change_boot(worker, record, boot_id)
   local former = record[3] or ''
   if string.find(former, boot_id .. ' ', 1, true) then return false end
   redis.call('HSET', K.w .. worker, 'boot_id', boot_id)
+  redis.call('HDEL', K.w .. worker, 'turn')
   if not record[1] then return true end
   redis.call('HSET', K.w .. worker, 'former', string.sub(former .. record[1] .. ' ', -FORMER_LIMIT))
   if record[2] then

@@ -1,5 +1,6 @@
 -- Leases the best waiting job that fits to a worker that holds none.
--- A        {worker, nonce, boot (of the process, or ""), can (its capabilities; without it it can run anything)};
+-- A        {worker, nonce, boot (of the process, or ""), turn (grows from one nonce of the process to the next),
+--          can (its capabilities; without it it can run anything)};
 --          the same nonce again returns the same job (a lost answer costs nothing)
 -- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON, ooms, user}
 --          {"none", wake cursor, ms to the next due item or "-1", outcomes JSON}
@@ -8,9 +9,10 @@ local function hand_over(id, fence, attempts, deadline, ooms, user)
     ooms or '0', user}
 end
 
-local function none()
+-- `more`: this very call has left something to do.
+local function none(more)
   local cursor = redis.call('XREVRANGE', K.wake, '+', '-', 'COUNT', 1)
-  local next_due = -1
+  local next_due = more and 0 or -1
   for _, key in ipairs({K.delayed, K.lease}) do
     local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
     if head[2] and (next_due < 0 or tonumber(head[2]) - now < next_due) then
@@ -60,22 +62,32 @@ local function pop_best(lines)
   return redis.call('ZPOPMIN', best_key)[1]
 end
 
-local record = redis.call('HMGET', K.w .. A.worker, 'boot_id', 'job', 'former')
+local record = redis.call('HMGET', K.w .. A.worker, 'boot_id', 'job', 'former', 'turn')
 if not change_boot(A.worker, record, A.boot) then return none() end
+local same = A.boot ~= '' and record[1] == A.boot
+if A.boot ~= '' then
+  -- A cut network may deliver a claim long after its sender has asked anew, and has a job in hand.
+  if same and record[4] and A.turn < tonumber(record[4]) then return none() end
+  redis.call('HSET', K.w .. A.worker, 'turn', int(A.turn))
+end
 local late = #redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now), 'LIMIT', 0, 1) > 0
 observe_epoch(late)
 if record[2] then
   local job = get(record[2], 'state', 'owner', 'nonce', 'fence', 'attempts', 'deadline', 'oom', 'user')
   if job[1] == 'running' and job[2] == A.worker then
     if job[3] == A.nonce then return hand_over(record[2], job[4], job[5], job[6], job[7], job[8]) end
-    -- An agent holds one job at a time; asking for another one says that it has forgotten this one.
-    reclaim(record[2], 'its agent started again without it')
+    -- An agent holds one job at a time; asking for another one says that it has forgotten this one. The same process
+    -- has not crashed but ended its attempt, and a failover has lost the word: COMMIT may exist.
+    if same then redis.call('HSET', K.j .. record[2], 'phase', 'commit') end
+    reclaim(record[2], same and 'its agent does not know of it any more' or 'its agent started again without it')
   end
 end
 promote_due()
 if late then reap_expired() end
+local PASSED_LIMIT = 100  -- jobs that are too late; a whole line of them must not hold up everybody else's calls
 local lines = fitting_lines()
-while true do
+local passed = 0
+while passed < PASSED_LIMIT do
   local id = pop_best(lines)
   if not id then break end
   local job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user')
@@ -83,6 +95,7 @@ while true do
     if not job[2] or tonumber(job[2]) > now then return lease(id, job) end
     expire_waiting(id)
   end
+  passed = passed + 1
 end
 observe_epoch(true)
-return none()
+return none(passed == PASSED_LIMIT)

@@ -33,7 +33,7 @@ local job = get_attempt(A.id)
 leave_running(A.id, job.entry, job.owner)
 redis.call('HSET', K.j .. A.id, 'result', ARGV[2])
 remember(A.id, job, 'done')
-if not A.adopted then average(now - tonumber(job.started), tonumber(job.cost or 0), job.res) end
+if not A.adopted then average(math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0), job.res) end
 job.fence = A.fence  -- the event names who did commit, not who should have
 finish(A.id, job, 'done')
 return 'done'

@@ -2,9 +2,9 @@
 -- Times written before a clock went back (a new master's clock may be behind the old one's) would hold their jobs for
 -- as long as it went back.
 local function pull_in(key, latest)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. int(latest), '+inf')) do
-    redis.call('ZADD', key, int(latest), id)
-  end
+  local far = redis.call('ZRANGEBYSCORE', key, '(' .. int(latest), '+inf')
+  for _, id in ipairs(far) do redis.call('ZADD', key, int(latest), id) end
+  return far
 end
 
 -- After a failover, a restart or a standstill of Redis nobody could renew a lease: give all of them time to try.
@@ -28,6 +28,7 @@ local function observe_epoch(thorough)
   end
   pull_in(K.lease, now + math.max(C.grace_ms, C.lease_ms))
   pull_in(K.delayed, now + LONGEST_DELAY_MS)
+  for _, worker in ipairs(pull_in(K.workers, now)) do redis.call('HSET', K.w .. worker, 'seen', int(now)) end
   redis.call('HSET', K.epoch, 'since', int(now))
   if not last[1] then return false end
   announce(last[1] == run_id and 'stall' or 'failover', '', '', '')

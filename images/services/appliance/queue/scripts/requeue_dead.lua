@@ -4,7 +4,7 @@
 -- result   {"settled", "queued"} | {"replay", state} (asked before, and not final since) |
 --          {"final", state} (not dead) | {"gone", "dead"} (its request is not kept any more) | {"missing", ""}
 local job = get(A.id, 'state', 'replayed', 'user', 'cost', 'weight', 'prio', 'deadline', 'created', 'letter', 'fence',
-  'owner')
+  'owner', 'allowed')
 if not job[1] then return {'missing', ''} end
 redis.call('HSET', K.j .. A.id, 'asked_again', int(now))
 if job[1] ~= 'dead' then return {job[2] and 'replay' or 'final', job[1]} end
@@ -15,8 +15,9 @@ redis.call('HDEL', K.j .. A.id, 'crash', 'errs', 'oom', 'refusals', 'crash_worke
 local score = fair_score(job[3], tonumber(job[4]), tonumber(job[5] or 1), A.slacks[job[6]])
 redis.call('HSET', K.j .. A.id, 'score', score, 'replayed', int(now))
 if job[7] then  -- as much time as it had at first
-  local deadline = int(now + tonumber(job[7]) - tonumber(job[8]))
-  redis.call('HSET', K.j .. A.id, 'deadline', deadline)
+  local allowed = tonumber(job[12] or tonumber(job[7]) - tonumber(job[8]))
+  local deadline = int(now + allowed)
+  redis.call('HSET', K.j .. A.id, 'deadline', deadline, 'allowed', int(allowed))
   redis.call('ZADD', K.deadline, deadline, A.id)
 end
 redis.call('ZREM', K.done, A.id)

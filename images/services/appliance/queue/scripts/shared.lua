@@ -66,17 +66,18 @@ local function fair_score(user, cost, weight, slack_ms)
 end
 
 local function lacks_name(names, name)
-  if not name or not names then return false end
+  if not name or type(names) ~= 'table' then return false end
   for _, known in ipairs(names) do
     if known == name then return false end
   end
   return true
 end
 
--- The names of the needs that these capabilities do not meet; both as job.py writes them. nil stands for anything.
+-- The names of the needs that these capabilities do not meet; both as job.py writes them. nil stands for anything,
+-- and so does JSON's null: one odd record must not keep everybody from submitting.
 local function lacking(can, needs)
   if not can then return {} end
-  local names, vram, frames = {}, can.vram_mib or 0, can.max_frames or 0
+  local names, vram, frames = {}, tonumber(can.vram_mib) or 0, tonumber(can.max_frames) or 0
   if lacks_name(can.models, needs.model) then names[#names + 1] = 'model' end
   if lacks_name(can.motion_modules, needs.motion_module) then names[#names + 1] = 'motion_module' end
   if vram > 0 and (needs.vram_mib or 0) > vram then names[#names + 1] = 'vram_mib' end

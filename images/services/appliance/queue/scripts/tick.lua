@@ -1,6 +1,6 @@
 -- The housekeeping that every api replica runs: grace, promotion, reaping, deadlines, retention.
 -- A        {}
--- result   JSON {grace, promoted, reaped, removed, outcomes}
+-- result   JSON {grace, since (when the last one began, ms), promoted, reaped, removed, outcomes}
 local function expire_deadlines()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now), 'LIMIT', 0, 100)) do
     local state = redis.call('HGET', K.j .. id, 'state')
@@ -10,17 +10,21 @@ local function expire_deadlines()
   end
 end
 
+local OVER = {done = true, cancelled = true, dead = true}
+
 -- What a job left on storage is for idle agents to remove: the set says where to look.
 local function remove_old()
   local limit = int(now - C.retention_ms)
   local old = redis.call('ZRANGEBYSCORE', K.done, '-inf', limit, 'LIMIT', 0, 100)
   for _, id in ipairs(old) do
-    local job = get(id, 'user', 'attempts')
-    if job[2] then redis.call('SADD', K.trash, id) end
-    redis.call('DEL', K.j .. id, K.p .. id, K.jev .. id)
+    local job = get(id, 'user', 'attempts', 'state')
     redis.call('ZREM', K.done, id)
-    redis.call('ZREM', K.all, id)
-    redis.call('ZREM', K.ujobs .. (job[1] or ''), id)
+    if not job[3] or OVER[job[3]] then
+      if job[2] then redis.call('SADD', K.trash, id) end
+      redis.call('DEL', K.j .. id, K.p .. id, K.jev .. id)
+      redis.call('ZREM', K.all, id)
+      redis.call('ZREM', K.ujobs .. (job[1] or ''), id)
+    end
   end
   redis.call('XTRIM', K.dead, 'MINID', '~', limit)
   redis.call('ZREMRANGEBYSCORE', K.vft, '-inf', int(now))
@@ -42,6 +46,7 @@ end
 local function forget_workers()
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', K.workers, '-inf', int(now - 86400000), 'LIMIT', 0, 100)) do
     redis.call('DEL', K.w .. worker)
+    redis.pcall('XGROUP', 'DELCONSUMER', K.run, 'g', worker)
     redis.call('ZREM', K.workers, worker)
   end
 end
@@ -61,4 +66,5 @@ notice_lost_workers()
 forget_workers()
 forget_classes()
 local counts = string.format('"promoted":%d,"reaped":%d,"removed":%d', promoted, reaped, removed)
-return string.format('{"grace":%s,%s,"outcomes":%s}', tostring(grace), counts, list(outcomes))
+local since = redis.call('HGET', K.epoch, 'since') or '0'
+return string.format('{"grace":%s,"since":%s,%s,"outcomes":%s}', tostring(grace), since, counts, list(outcomes))

@@ -1,12 +1,13 @@
 -- A worker's heartbeat and description; `job` in its record belongs to claim, commit and fail.
--- A        {worker, boot_id, state, engine, fingerprint, synthetic ("1" or "0"); capabilities and gpu (JSON texts)}
+-- A        {worker, boot_id, state, engine, fingerprint, synthetic ("1" or "0"); capabilities and gpu (JSON texts)};
+--          without capabilities (its webui is not up yet) they stay what they were
 -- result   the new seq, or 0 to a process that another one has replaced under this name
 local record = redis.call('HMGET', K.w .. A.worker, 'boot_id', 'job', 'former', 'up')
 if not change_boot(A.worker, record, A.boot_id) then return 0 end
 local up = A.state == 'stopped' and '0' or '1'
 redis.call('HSET', K.w .. A.worker, 'boot_id', A.boot_id, 'state', A.state, 'engine', A.engine,
-  'fingerprint', A.fingerprint, 'synthetic', A.synthetic, 'capabilities', A.capabilities or '', 'gpu', A.gpu or '',
-  'seen', int(now), 'up', up)
+  'fingerprint', A.fingerprint, 'synthetic', A.synthetic, 'gpu', A.gpu or '', 'seen', int(now), 'up', up)
+if A.capabilities then redis.call('HSET', K.w .. A.worker, 'capabilities', A.capabilities) end
 redis.call('ZADD', K.workers, int(now), A.worker)
 if up == '0' then
   if record[4] == '1' then announce('worker_down', '', A.worker, 'stopped') end
