@@ -216,6 +216,24 @@ async def test_a_cancelled_job_leaves_no_checkpoint(queue: Queue, node: StartNod
         await asyncio.sleep(0.05)
 
 
+async def test_a_cancelled_job_that_hangs_leaves_nothing(queue: Queue, node: StartNode, agent: StartAgent) -> None:
+    """Its engine has to be killed first, which takes the webui longer than any other answer."""
+    faults = {"hang_at_step": 15}
+    steps = {"APPLIANCE_CHECKPOINT_SECONDS": "1", "APPLIANCE_SYNTHETIC_STEP_SECONDS": "0.1"}
+    running = await node(faults, APPLIANCE_STOP_SECONDS="6", **steps)
+    agent(running)
+    job_id = await add(queue, body=request(steps=150))
+    await wait_for_step(queue, job_id, 14)
+    folder = running.jobs / job_folder(job_id)
+    assert (folder / "checkpoint").exists()
+    await queue.cancel(job_id)
+    await wait_for(queue, job_id, JobState.CANCELLED)
+    deadline = time.monotonic() + 12
+    while (folder / "checkpoint").exists() or list((folder / "attempts").iterdir()):
+        assert time.monotonic() < deadline, "something is still there"
+        await asyncio.sleep(0.1)
+
+
 async def test_the_workers_record_tells_what_it_can_do(queue: Queue, node: StartNode, agent: StartAgent) -> None:
     agent(await node({"vram_mib": 24576, "max_frames": 32}))
     deadline = time.monotonic() + 10

@@ -292,7 +292,7 @@ def test_a_zombie_leaves_nothing_in_a_finished_job(node: Node) -> None:
         (node.jobs / job.folder / "COMMIT").touch()
         assert job.interrupt(node, checkpoint=True)["checkpoint_step"] is None
         list(events)
-    assert job.checkpoints(node) == []
+    assert os.listdir(node.jobs / job.folder) == ["COMMIT"]
 
 
 @pytest.mark.parametrize(

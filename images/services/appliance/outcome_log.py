@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from appliance.job import JobState, describe_for_log
 from appliance.logs import fields
@@ -38,9 +39,17 @@ def log_job_result(
         final=state.is_final if state else None,
         seconds=None if seconds is None else round(seconds, 3),
         detail=message,
-        parameters=describe_for_log(json.loads(body)) if body else None,
+        parameters=_parameters(body) if body else None,
     )
     log.log(level, "job %s: %s", job_id, kind, extra=extra)
+
+
+def _parameters(body: str) -> dict[str, Any] | None:
+    """A request that cannot be read is the job's failure, and must not become that of whoever logs it."""
+    try:
+        return describe_for_log(json.loads(body))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 async def log_outcomes(queue: Queue, outcomes: Iterable[Outcome]) -> None:

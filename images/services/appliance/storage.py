@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +19,12 @@ from appliance.job import attempt_folder, job_folder
 MARKER = ".animatediff-ha"
 MODEL_FOLDERS = ("checkpoint", "motion_module", "lora", "vae")
 OWNER = 10001
+COMMIT_BYTES = 1 << 20
+NAME_BYTES = 255
+
+
+class WrongFileError(StorageError):
+    """A result that is not what its webui says, on a disk that answers."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class ResultFile:
         try:
             name, media_type, size = str(raw["name"]), str(raw["media_type"]), int(raw["size_bytes"])
             digest = str(raw["sha256"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a file description lacks {error}") from error
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"a file description is incomplete: {error!r}") from error
         if not is_plain_name(name):
             raise ValueError(f"{name!r} is not a plain file name")
         return cls(name, media_type, size, digest)
@@ -59,7 +66,7 @@ class Commit:
     def parse(cls, text: str) -> Commit:
         try:
             return cls.parse_object(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"COMMIT is not JSON: {error}") from error
 
     @classmethod
@@ -67,12 +74,15 @@ class Commit:
         try:
             files = tuple(ResultFile.parse(item) for item in raw["files"])
             return cls(str(raw["job"]), int(raw["fence"]), str(raw["worker"]), files, float(raw["committed_at"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise StorageError(f"COMMIT cannot be understood: {error}") from error
 
 
 def is_plain_name(name: str) -> bool:
-    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\\0")
+    """Half a surrogate pair, which no file system takes, is not printable."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        return False
+    return len(name.encode()) <= NAME_BYTES
 
 
 def has_marker(root: Path) -> bool:
@@ -117,10 +127,10 @@ def _give_away(path: Path) -> None:
 
 def read_commit(jobs_dir: Path, job_id: str) -> Commit | None:
     try:
-        text = (jobs_dir / job_folder(job_id) / "COMMIT").read_text(encoding="utf-8")
+        text = _read_file(jobs_dir / job_folder(job_id) / "COMMIT", COMMIT_BYTES)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise StorageError(f"COMMIT of {job_id} cannot be read: {error}") from error
     return Commit.parse(text)
 
@@ -156,17 +166,30 @@ def new_commit(job_id: str, fence: int, worker: str, files: tuple[ResultFile, ..
 
 
 def verify_files(jobs_dir: Path, job_id: str, fence: int, files: tuple[ResultFile, ...]) -> None:
-    """The files a webui reported are there with their sizes; raises StorageError naming the first that is not."""
+    """The files a webui reported are there with their sizes; raises WrongFileError naming the first that is not."""
     if not files:
-        raise StorageError("the webui reported no files")
+        raise WrongFileError("the webui reported no files")
     folder = jobs_dir / attempt_folder(job_id, fence)
     for file in files:
+        path = folder / file.name
         try:
-            size = (folder / file.name).stat().st_size
+            size = own_file_size(jobs_dir, path)
         except OSError as error:
-            raise StorageError(f"{folder / file.name}: reported but not there: {error}") from error
+            raise StorageError(f"{path}: cannot be looked at: {error}") from error
+        if size is None:
+            raise WrongFileError(f"{path}: reported but not there, or no plain file")
         if size != file.size_bytes:
-            raise StorageError(f"{folder / file.name}: has {size} bytes, reported were {file.size_bytes}")
+            raise WrongFileError(f"{path}: has {size} bytes, reported were {file.size_bytes}")
+
+
+def own_file_size(root: Path, path: Path) -> int | None:
+    """None unless it is a plain file which no link leads to: one might lead to a secret. Raises OSError when the disk
+    does not say."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) and _is_inside(root, path) else None
 
 
 def make_attempt_folder(jobs_dir: Path, job_id: str, fence: int) -> None:
@@ -264,6 +287,16 @@ def _children(root: Path, folder: Path) -> Iterator[Path]:
         yield from list(folder.iterdir())
     except OSError:
         return
+
+
+def _read_file(path: Path, limit: int) -> str:
+    """Raises OSError or ValueError for what is no file of ours: a link, a pipe (one would wait for it), a huge one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+            raise ValueError(f"no regular file of at most {limit} bytes")
+        return file.read(limit).decode()
 
 
 def _write_durably(path: Path, text: str) -> None:

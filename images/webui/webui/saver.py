@@ -86,6 +86,8 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         assert self._folder is not None  # noqa: S101
         try:
+            if (self._root / self._folder).with_name(checkpoint.COMMIT).exists():
+                return  # only a zombie still works on this job: not even an empty folder may be left
             folder = make_folder(self._root, self._folder)
             if checkpoint.write(folder, self._fence, snapshot, self._identity, lambda: not self._closed):
                 self._saved_step = snapshot.step

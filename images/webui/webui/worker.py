@@ -130,6 +130,7 @@ class Worker:
         path = folder / "video.mp4"
         result = write_mp4(clip, task.request.fps, path, lambda done: task.phase("encode", done, len(clip.frames)))
         task.check()
+        task.close()  # whoever hears of the end tidies up: nothing may write a checkpoint after that
         task.event(
             "done",
             files=[result.as_dict()],

@@ -43,7 +43,8 @@ from appliance.settings import AgentSettings
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CHECKPOINT_SECONDS = 15.0
+# Until an engine that does not obey has been killed: nothing else can be done here before that.
+STOP_SECONDS = 15.0
 LAST_EVENT_SECONDS = 1.0
 
 
@@ -82,11 +83,16 @@ class Attempt:
         order = self._make_order()
         beat = start_task("beat", self._lease.keep())
         try:
-            ending = await self._work(order)
+            ending = await self._begin(order)
             return await self._settle(ending)
         except GaveUp as error:
             log.error("job %s: %s", self._claim.job_id, error, extra=self._fields())
             return released(str(error))
+        except Exception as error:
+            # A defect that one job brings out must not cost the queue this worker, and with the job's next attempts
+            # every other. Untold, the job goes on with the next claim: it says that this one is forgotten.
+            log.exception("job %s: the attempt failed by a defect", self._claim.job_id, extra=self._fields())
+            return crashed(f"the agent failed: {error!r}", Reason.UNKNOWN)
         finally:
             await cancel_tasks(beat)
 
@@ -95,12 +101,29 @@ class Attempt:
     def _make_order(self) -> Order | Failed:
         try:
             order = make_order(self._claim, plain=self._ping.capabilities is None)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return crashed(f"the job's request cannot be read: {error}", Reason.UNKNOWN)
         self._progress.memory = order.memory.label
         return order
 
-    async def _work(self, order: Order | Failed) -> Ending:
+    async def _begin(self, order: Order | Failed) -> Ending:
+        """A disk that hangs must hold up neither a drain nor a cancel."""
+        look: asyncio.Task[Ending | None] = start_task("look", self._look())
+        drain = start_task("drain", self._drain_over.wait())
+        try:
+            await asyncio.wait({look, drain, self._lease.told}, return_when=asyncio.FIRST_COMPLETED)
+            found = look.result() if look.done() else None
+            if found is not None:
+                return found
+            if self._lease.told.done():
+                return self._lease.told.result()
+            if self._drain_over.is_set():
+                return released("its worker is being stopped")
+        finally:
+            await cancel_tasks(look, drain)
+        return order if isinstance(order, Failed) else await self._work(order)
+
+    async def _look(self) -> Ending | None:
         job_id, fence = self._claim.job_id, self._claim.fence
         try:
             winner = await self._disk.do(lambda root: storage.read_commit(root, job_id))
@@ -109,10 +132,9 @@ class Attempt:
             await self._disk.do(lambda root: storage.make_attempt_folder(root, job_id, fence))
         except StorageError as error:
             return refused(f"storage: {error}")
-        if isinstance(order, Failed):
-            return order
-        if self._drain_over.is_set():
-            return released("its worker is being stopped")
+        return None
+
+    async def _work(self, order: Order) -> Ending:
         stream: asyncio.Task[Ending] = start_task("stream", self._stream(order))
         watchdog = Watchdog(self._progress, self._settings, self._claim.deadline_seconds)
         watch: asyncio.Task[Ending] = start_task("watch", watchdog.run())
@@ -133,7 +155,7 @@ class Attempt:
         """The next worker goes on from the step that this one has reached; a result that is just ready counts."""
         claim, progress = self._claim, self._progress
         try:
-            step = await self._webui.interrupt(claim.job_id, claim.fence, checkpoint=True, seconds=CHECKPOINT_SECONDS)
+            step = await self._webui.interrupt(claim.job_id, claim.fence, checkpoint=True, seconds=STOP_SECONDS)
             progress.checkpoint_step = max(step or 0, progress.checkpoint_step)
             log.info("job %s handed back at step %d", claim.job_id, progress.checkpoint_step, extra=self._fields())
         except WebuiError as error:
@@ -237,7 +259,7 @@ class Attempt:
         claim = self._claim
         try:
             await self._disk.do(lambda root: storage.verify_files(root, claim.job_id, claim.fence, finished.files))
-        except StorageError as error:
+        except storage.WrongFileError as error:
             return Failed(FailKind.ERROR, Reason.UNKNOWN, f"storage: {error}")
         return None
 
@@ -263,7 +285,7 @@ class Attempt:
             return
         job_id, fence = self._claim.job_id, self._claim.fence
         try:
-            await self._webui.interrupt(job_id, fence)
+            await self._webui.interrupt(job_id, fence, seconds=STOP_SECONDS)
             await self._disk.do(lambda root: storage.remove_attempt(root, job_id, fence))
             if state is JobState.CANCELLED:
                 await self._disk.do(lambda root: storage.remove_checkpoint(root, job_id))

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from appliance.errors import StorageError
 
 T = TypeVar("T")
 
-# Not asyncio's own threads: those look up host names, and a hung mount must not keep a heartbeat from reconnecting.
-_THREADS = ThreadPoolExecutor(4, "storage")
+
+class Threads:
+    """Not asyncio's own: those look up host names, and a hung mount must not keep a heartbeat from reconnecting. Nor
+    an executor's: those are waited for at the end of the process, for as long as the mount hangs."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._started = 0
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def submit(self, operation: Callable[[], T]) -> Future[T]:
+        if self._started < self._count:
+            self._started += 1
+            threading.Thread(target=self._serve, name="storage", daemon=True).start()
+        future: Future[T] = Future()
+        self._work.put((future, operation))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            future, operation = self._work.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(operation())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+_THREADS = Threads(4)
 
 
 class Disk:
@@ -23,8 +54,8 @@ class Disk:
 
     async def do(self, operation: Callable[[Path], T]) -> T:
         """Raises StorageError where `operation` does, and when it does not answer in time."""
-        work = asyncio.get_running_loop().run_in_executor(_THREADS, operation, self._jobs_dir)
+        work = _THREADS.submit(partial(operation, self._jobs_dir))
         try:
-            return await asyncio.wait_for(work, self._seconds)
+            return await asyncio.wait_for(asyncio.wrap_future(work), self._seconds)
         except asyncio.TimeoutError as error:
             raise StorageError(f"no answer for {self._seconds:g} s") from error

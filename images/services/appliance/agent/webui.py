@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -72,9 +73,10 @@ class Webui:
 
     async def ping(self) -> Ping:
         try:
-            response = await self._client.get("/internal/ping")
+            # httpx bounds each read, but not the whole.
+            response = await asyncio.wait_for(self._client.get("/internal/ping"), CONNECT_SECONDS + PING_SECONDS)
             facts = response.json()
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, RecursionError, asyncio.TimeoutError) as error:
             return Ping(ready=False, status=f"unreachable: {error or type(error).__name__}")
         if not isinstance(facts, dict):
             return Ping(ready=False, status="answers something else")
@@ -105,9 +107,10 @@ class Webui:
         body = {"job": job_id, "fence": fence, "checkpoint": checkpoint}
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         try:
-            response = await self._client.post("/internal/interrupt", json=body, timeout=timeout)
+            asking = self._client.post("/internal/interrupt", json=body, timeout=timeout)
+            response = await asyncio.wait_for(asking, CONNECT_SECONDS + seconds)
             answer = response.json() if response.status_code < 400 else None
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, RecursionError, asyncio.TimeoutError) as error:
             raise WebuiError(f"interrupt failed: {error or type(error).__name__}") from error
         if response.status_code >= 400:
             raise WebuiRefused(response.status_code, response.text[:200])
