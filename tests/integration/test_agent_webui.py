@@ -216,6 +216,24 @@ async def test_a_cancelled_job_leaves_no_checkpoint(queue: Queue, node: StartNod
         await asyncio.sleep(0.05)
 
 
+async def test_steps_that_led_to_an_error_are_not_gone_on_from(
+    queue: Queue, node: StartNode, agent: StartAgent
+) -> None:
+    running = await node(
+        {"nan_at_decode": True}, APPLIANCE_CHECKPOINT_SECONDS="1", APPLIANCE_SYNTHETIC_STEP_SECONDS="0.1"
+    )
+    agent(running)
+    job_id = await add(queue, body=request(steps=25))
+    deadline = time.monotonic() + 30
+    while len((await first_attempt_of(queue, job_id)).history) < 2:
+        assert time.monotonic() < deadline, "no second attempt has ended"
+        await asyncio.sleep(0.1)
+    job = await queue.get(job_id)
+    assert job is not None
+    assert [attempt.resumed_from for attempt in job.history[:2]] == [0, 0]
+    assert job.checkpoint_step, "there was one to go on from"
+
+
 async def test_a_cancelled_job_that_hangs_leaves_nothing(queue: Queue, node: StartNode, agent: StartAgent) -> None:
     """Its engine has to be killed first, which takes the webui longer than any other answer."""
     faults = {"hang_at_step": 15}

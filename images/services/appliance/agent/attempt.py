@@ -216,9 +216,19 @@ class Attempt:
             return ending
         if isinstance(ending, Fenced):
             log.warning("job %s is somebody else's now", self._claim.job_id, extra=self._fields(event="fenced"))
+        if isinstance(ending, Failed) and ending.kind is FailKind.ERROR and ending.reason is Reason.UNKNOWN:
+            await self._distrust_checkpoint()
         state = await self._report(ending) if isinstance(ending, Failed) else None
         await self._clean_up(ending, state)
         return ending
+
+    async def _distrust_checkpoint(self) -> None:
+        """The steps themselves may be what fails (NaN, for one): the next attempt, or a replay, begins anew. Before the
+        queue is told: the next worker reads the folder as soon as it has the job."""
+        try:
+            await self._disk.do(lambda root: storage.remove_checkpoint(root, self._claim.job_id))
+        except StorageError as error:
+            log.info("the checkpoint stays: %s", error, extra=self._fields())
 
     async def _report(self, failed: Failed) -> JobState | None:
         """Where the job went from here, or None where this attempt has no say any more."""

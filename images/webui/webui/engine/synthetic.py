@@ -4,8 +4,9 @@ The faults (a JSON object) make it fail on purpose:
 `hang_at_step` n: never finishes step n and ignores cancellation · `crash_at_step` n: dies of SIGSEGV ·
 `kill_at_step` n: dies of SIGKILL, as by the kernel's OOM killer · `hang_in_phase` load, decode or encode ·
 `slow_step_seconds` s: a step takes that long · `oom_above_context` n: OOM unless at most n frames are looked at
-together · `oom_without_tiling`, `oom_without_offload` true: OOM unless that is on · `only_prompt_contains` text: all of
-these only happen to those prompts · `oom` n: the first n generations fail with OOM ·
+together · `oom_without_tiling`, `oom_without_offload` true: OOM unless that is on · `nan_at_decode` true: the steps
+were for nothing · `only_prompt_contains` text: all of these only happen to those prompts ·
+`oom` n: the first n generations fail with OOM ·
 `fail_prompt_contains` text, with `reason`: those prompts fail · `load_seconds` s: loading takes that long ·
 `load_error` text: loading fails · `vram_mib` n, `max_frames` n: claims to have that.
 """
@@ -31,7 +32,7 @@ MAX_FRAMES = 128
 STATE_BYTES = 32
 KNOWN_FAULTS = frozenset(
     {"hang_at_step", "crash_at_step", "kill_at_step", "hang_in_phase", "slow_step_seconds", "only_prompt_contains"}
-    | {"oom_above_context", "oom_without_tiling", "oom_without_offload", "vram_mib", "max_frames"}
+    | {"oom_above_context", "oom_without_tiling", "oom_without_offload", "nan_at_decode", "vram_mib", "max_frames"}
     | {"oom", "fail_prompt_contains", "reason", "load_seconds", "load_error"}
 )
 
@@ -93,6 +94,8 @@ class SyntheticEngine:
         _enter(control, "decode", faults)
         if faults.get("oom_without_tiling") and not memory.vae_tiling:
             raise EngineError("OOM", "synthetic fault: out of GPU memory while decoding")
+        if faults.get("nan_at_decode"):
+            raise EngineError("UNKNOWN", "synthetic fault: the model produced NaN")
         frames = draw_frames(request, seed, state)
         _enter(control, "encode", faults)
         return Clip(frames, request.as_dict() | {"seed": seed, "sampler": "DDIM"})
