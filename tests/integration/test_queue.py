@@ -467,3 +467,18 @@ async def test_every_move_seen_in_the_events_is_a_legal_transition(queue: Queue,
     expected = "queued running queued running delayed queued running done"
     assert " ".join(state.value for state in states) == expected
     assert all(is_legal(states[index], states[index + 1]) for index in range(len(states) - 1))
+
+
+async def test_a_jobs_events_go_an_hour_after_its_end_not_before(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue)
+    claim = await take(queue)
+    await queue.beat(claim, 1, 20, "step")
+    assert await redis.ttl(keys.job_events(job_id)) == -1
+    await queue.fail(claim, FailKind.PERMANENT, "INVALID_INPUT", "x")
+    assert 0 < await redis.ttl(keys.job_events(job_id)) <= 3600
+    await redis.persist(keys.request(job_id))
+    await queue.requeue_dead(job_id)
+    assert await redis.ttl(keys.job_events(job_id)) == -1
+    await queue.commit(await take(queue), "{}")
+    assert 0 < await redis.ttl(keys.job_events(job_id)) <= 3600
+    assert [event.kind for event in await queue.events_after(job_id, "0-0")].count("queued") == 2

@@ -34,7 +34,7 @@ IDEMPOTENCY_PREFIX = f"{TAG}:idem:"
 
 RUN_GROUP = "g"
 
-# The names that the Lua scripts have for them: table K.
+# The names that the Lua scripts have for them: K.ready and so on, replaced when a script is loaded.
 SCRIPT_KEYS = {
     "ready": READY,
     "vft": VIRTUAL_FINISH,

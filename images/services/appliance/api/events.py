@@ -162,7 +162,7 @@ async def follow(services: Services, job: JobRecord, start: str | None) -> Async
                 latest = await services.queue.get(job.job_id)
                 if latest is None:
                     return
-                # The stream lives for an hour after its last event; the job's own record lives longer.
+                # The stream lives for an hour after the job's end; the job's own record lives longer.
                 if latest.state.is_final and await _is_over(services, job.job_id, position):
                     yield _last_snapshot(services, latest)
                     return

@@ -38,6 +38,7 @@ WAIT_MILLISECONDS = 500
 WAIT_FOR_ALL_MILLISECONDS = 50
 MESSAGE_LIMIT = 500
 LABEL_LIMIT = 100
+to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Queue(Reader):
@@ -213,8 +214,7 @@ class Queue(Reader):
     async def _call(self, name: str, arguments: dict[str, Any], *extra: str, replicas: int = 0) -> Any:
         script = self._scripts[name]
         # Half a surrogate pair (in a message from elsewhere) is no text for cjson.
-        text = json.dumps(arguments, ensure_ascii=False).encode("utf-8", "replace").decode()
-        argv = (text, *extra)
+        argv: tuple[bytes | str, ...] = (to_json(arguments).encode("utf-8", "replace"), *extra)
 
         async def call(client: Redis) -> Any:
             try:
@@ -228,9 +228,9 @@ class Queue(Reader):
             raise QueueError(f"the script {name} gave no answer")
         return answer
 
-    async def _evaluate(self, client: Redis, script: Script, argv: tuple[str, ...], replicas: int) -> Any:
+    async def _evaluate(self, client: Redis, script: Script, argv: tuple[bytes | str, ...], replicas: int) -> Any:
         if not replicas:
-            return await client.evalsha(script.sha1, 1, keys.READY, *argv)
+            return await _execute(client, "EVALSHA", script.sha1, 1, keys.READY, *argv)
         # One pipeline is one connection: WAIT speaks about the writes of its own connection only.
         pipeline = client.pipeline(transaction=False)
         pipeline.execute_command("EVALSHA", script.sha1, 1, keys.READY, *argv)
@@ -245,6 +245,18 @@ class Queue(Reader):
             raise QueueUnavailable(f"the write reached {reached} of {replicas} replicas within {WAIT_MILLISECONDS} ms")
         await self._link.confirm(client)
         return answer
+
+
+async def _execute(client: Redis, *command: bytes | str | int) -> Any:
+    """As `client.execute_command`, for a fifth less of a whole call's time: no retries, which we do not want, and no
+    telemetry. What fails closes the connection there as well."""
+    pool = client.connection_pool
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    try:
+        await connection.send_command(*command)
+        return await connection.read_response()
+    finally:
+        await pool.release(connection)
 
 
 def _holder(claim: Claim) -> dict[str, str]:

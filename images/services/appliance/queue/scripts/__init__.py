@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -38,22 +39,27 @@ class Script:
 
 
 def load_scripts(settings: Mapping[str, int]) -> dict[str, Script]:
-    """`settings` become the scripts' table C: written into their text, they cost nothing at every call."""
+    """`settings` become the scripts' C.*, the keys their K.*: written into the text, they cost nothing at a call."""
     folder = files(__name__)
-    shared = "".join(
-        (
-            _table("K", keys.SCRIPT_KEYS),
-            _table("C", settings),
-            *((folder / part).read_text(encoding="utf-8") for part in SHARED),
-        )
-    )
-    return {name: _script(name, shared + (folder / f"{name}.lua").read_text(encoding="utf-8")) for name in NAMES}
+    values = {f"K.{name}": json.dumps(key) for name, key in keys.SCRIPT_KEYS.items()}
+    values |= {f"C.{name}": json.dumps(value) for name, value in settings.items()}
+
+    def read(part: str) -> str:
+        text = re.sub(r"^ *--.*\n", "", (folder / part).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return re.sub(r"\b[KC]\.\w+", lambda found: values[found[0]], text)
+
+    shared = "".join(map(read, SHARED))
+    return {name: _script(name, _with_needed(shared, read(f"{name}.lua"))) for name in NAMES}
 
 
-def _table(name: str, values: Mapping[str, str] | Mapping[str, int]) -> str:
-    # A JSON text or number is a Lua one too, as long as it is as plain as key names are.
-    fields = ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-    return f"local {name} = {{{fields}}}\n"
+def _with_needed(shared: str, own: str) -> str:
+    """Each call defines all functions anew, which costs as much as its work: only those that it may use are there."""
+    text = own
+    for definition in reversed(re.split(r"^(?=local )", shared, flags=re.MULTILINE)):
+        name = re.match(r"local (?:function )?(\w+)", definition)
+        if name and re.search(rf"\b{name[1]}\b", text):
+            text = definition + text
+    return text
 
 
 def _script(name: str, source: str) -> Script:

@@ -35,29 +35,36 @@ local function with_attempt(history, attempt)
   return '[' .. string.sub(joined, string.find(joined, '\n', 1, true) + 1)
 end
 
-local function remember(id, job, kind, reason, message)
+local function history_with(job, kind, reason, message)
   local attempt = {
     fence = job.fence, worker = job.owner, kind = kind, reason = reason or cjson.null, message = message or cjson.null,
     memory = job.memory or '', step = tonumber(job.step or 0), resumed_from = tonumber(job.resumed or 0), at = now,
   }
-  redis.call('HSET', K.j .. id, 'history', with_attempt(job.history, attempt))
+  return with_attempt(job.history, attempt)
+end
+
+local function remember(id, job, kind, reason, message)
+  redis.call('HSET', K.j .. id, 'history', history_with(job, kind, reason, message))
 end
 
 -- All that ending an attempt asks of a running job, by name.
 local ATTEMPT_FIELDS = {'owner', 'fence', 'entry', 'cancel', 'memory', 'step', 'resumed', 'history', 'started', 'res',
-  'cost', 'deadline'}
+  'cost', 'deadline', 'replayed', 'state', 'nonce'}
 
 local function get_attempt(id)
   local values, job = get(id, unpack(ATTEMPT_FIELDS)), {}
   for index, field in ipairs(ATTEMPT_FIELDS) do job[field] = values[index] or nil end
+  job.unflagged = not job.cancel and not job.replayed
   return job
 end
 
 -- `job` has at least owner, fence and deadline (false or nil where there is none), and `created` if it never ran.
-local function finish(id, job, state, reason, message)
-  redis.call('HSET', K.j .. id, 'state', state, 'finished', int(now), 'reason', reason or '', 'message', message or '')
-  redis.call('HDEL', K.j .. id, 'cancel', 'replayed')
-  redis.call('ZADD', K.done, int(now), id)
+-- `more` are fields and values to write with the end.
+local function finish(id, job, state, reason, message, more)
+  redis.call('HSET', K.j .. id, 'state', state, 'finished', now, 'reason', reason or '', 'message', message or '',
+    unpack(more or {}))
+  if not job.unflagged then redis.call('HDEL', K.j .. id, 'cancel', 'replayed') end
+  redis.call('ZADD', K.done, now, id)
   if job.deadline then redis.call('ZREM', K.deadline, id) end
   redis.call('HINCRBY', K.stats, state, 1)
   -- A request may be megabytes, the memory is finite, and only the dead may be asked for again.
@@ -65,6 +72,7 @@ local function finish(id, job, state, reason, message)
   if not job.owner then emit_submitted(id, job.created) end
   emit(id, state, {state = state, fence = job.fence or '0', worker = job.owner or '',
     reason = reason or cjson.null, message = message or cjson.null})
+  redis.call('EXPIRE', K.jev .. id, 3600)
   announce(state, id, job.owner or '', reason, job.fence or '0')
   if state == 'dead' then
     local letter = redis.call('XADD', K.dead, '*', 'job', id, 'reason', reason or '', 'message', message or '',

@@ -5,7 +5,7 @@
 -- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON, ooms, user}
 --          {"none", wake cursor, ms to the next due item or "-1", outcomes JSON}
 local function hand_over(id, fence, attempts, deadline, ooms, user)
-  return {'job', id, fence, attempts, deadline or '', int(now), redis.call('GET', K.p .. id) or '', list(outcomes),
+  return {'job', id, fence, attempts, deadline or '', now, redis.call('GET', K.p .. id) or '', list(outcomes),
     ooms or '0', user}
 end
 
@@ -25,11 +25,11 @@ end
 -- `job` is {state, deadline, fence, attempts, created, oom, user} as they are before.
 local function lease(id, job)
   local fence = int(math.max(tonumber(job[3] or 0) + 1, now_us))
-  local attempts = int(tonumber(job[4] or 0) + 1)
+  local attempts = tonumber(job[4] or 0) + 1
   local entry = add_to_ledger(id, fence, A.worker)
-  redis.call('ZADD', K.lease, int(now + C.lease_ms), id)
+  redis.call('ZADD', K.lease, now + C.lease_ms, id)
   redis.call('HSET', K.j .. id, 'state', 'running', 'owner', A.worker, 'nonce', A.nonce, 'fence', fence,
-    'entry', entry, 'started', int(now), 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
+    'entry', entry, 'started', now, 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
     'resumed', 0)
   redis.call('HSET', K.w .. A.worker, 'job', id)
   if not job[4] then emit_submitted(id, job[5]) end
@@ -70,7 +70,7 @@ if A.boot ~= '' then
   if same and record[4] and A.turn < tonumber(record[4]) then return none() end
   redis.call('HSET', K.w .. A.worker, 'turn', int(A.turn))
 end
-local late = #redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now), 'LIMIT', 0, 1) > 0
+local late = #redis.call('ZRANGEBYSCORE', K.lease, '-inf', now, 'LIMIT', 0, 1) > 0
 observe_epoch(late)
 if record[2] then
   local job = get(record[2], 'state', 'owner', 'nonce', 'fence', 'attempts', 'deadline', 'oom', 'user')

@@ -24,16 +24,12 @@ local function average(took, cost, resolution)
   redis.call('HSET', K.stats, unpack(values))
 end
 
-local holds, state, mine = owns(A.id, A.nonce, A.fence)
-if not holds then
-  if mine and state == 'done' then return 'replay' end
-  return 'fenced'
-end
 local job = get_attempt(A.id)
+if job.nonce ~= A.nonce or job.fence ~= A.fence then return 'fenced' end
+if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fenced' end
 leave_running(A.id, job.entry, job.owner)
-redis.call('HSET', K.j .. A.id, 'result', ARGV[2])
-remember(A.id, job, 'done')
 if not A.adopted then average(math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0), job.res) end
+local more = {'result', ARGV[2], 'history', history_with(job, 'done')}
 job.fence = A.fence  -- the event names who did commit, not who should have
-finish(A.id, job, 'done')
+finish(A.id, job, 'done', nil, nil, more)
 return 'done'

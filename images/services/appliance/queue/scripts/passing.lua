@@ -36,7 +36,7 @@ local function observe_epoch(thorough)
 end
 
 local function promote_due()
-  local due = redis.call('ZRANGEBYSCORE', K.delayed, '-inf', int(now), 'LIMIT', 0, 100)
+  local due = redis.call('ZRANGEBYSCORE', K.delayed, '-inf', now, 'LIMIT', 0, 100)
   for _, id in ipairs(due) do
     redis.call('ZREM', K.delayed, id)
     local job = get(id, 'state', 'fence', 'owner')

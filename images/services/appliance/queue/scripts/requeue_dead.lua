@@ -24,6 +24,7 @@ redis.call('ZREM', K.done, A.id)
 if job[9] then redis.call('XDEL', K.dead, job[9]) end
 enter_ready(A.id)
 redis.call('HINCRBY', K.stats, 'replayed', 1)
+redis.call('PERSIST', K.jev .. A.id)
 emit(A.id, 'queued', {state = 'queued', fence = job[10] or '0', worker = job[11] or '', replayed = true})
 announce('replayed', A.id, job[11] or '', '', job[10] or '0')
 return {'settled', 'queued'}

@@ -2,7 +2,9 @@
 -- K        the fixed keys and key prefixes: SCRIPT_KEYS in appliance/keys.py (all share one hash tag; KEYS[1] stands
 --          for it)
 -- C        the queue settings {lease_ms, beat_ms, grace_ms, stall_ms, queue_limit, crash_budget, error_budget,
---          oom_budget, retention_ms}; both tables are written in front of this text when it is loaded
+--          oom_budget, retention_ms}; the fields of both are written into the text when it is loaded, where a script
+--          also gets only those of these functions that it uses
+-- Plain numbers reach Redis whole up to 2^52: int() is for what is not whole, and for what becomes a text here.
 -- ARGV[1]  JSON object A: the script's own arguments
 -- Numbers above 14 digits (fences) travel as text: Lua's and cjson's default formats would round them.
 -- The clock is the server's own, so that no host's clock can expire another host's lease.
@@ -26,17 +28,16 @@ local function list(items)
   return cjson.encode(items)
 end
 
--- One job's event stream, for SSE and WebSocket; it outlives the job's last event by an hour.
+-- One job's event stream, for SSE and WebSocket; it outlives the job's end by an hour.
 local function emit(id, kind, data)
   redis.call('XADD', K.jev .. id, 'MAXLEN', '~', 500, '*', 'type', kind, 'data', cjson.encode(data))
-  redis.call('EXPIRE', K.jev .. id, 3600)
 end
 
 -- A stream takes 4 KB from its first entry on, too much for a job that only waits: its first event is written when
 -- something happens to it, with the time it was submitted.
 local function emit_submitted(id, created)
-  if redis.call('EXISTS', K.jev .. id) == 1 then return end
-  redis.call('XADD', K.jev .. id, created .. '-0', 'type', 'queued', 'data', '{"state":"queued"}')
+  -- Refused where it is not the first one: all others are newer.
+  redis.pcall('XADD', K.jev .. id, created .. '-0', 'type', 'queued', 'data', '{"state":"queued"}')
 end
 
 local function announce(kind, id, worker, reason, fence)
