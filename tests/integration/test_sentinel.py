@@ -194,3 +194,16 @@ async def test_a_master_that_was_frozen_acknowledges_nothing_that_gets_lost(grou
         found = await queue.get_many(accepted)
     assert accepted
     assert [job_id for job_id, job in zip(accepted, found, strict=True) if job is None] == []
+
+
+async def test_nothing_is_told_by_a_master_that_most_sentinels_are_parted_from(images: str, group: Group) -> None:
+    """It may have been left behind: what it shows, a cancelled job for one, may never come true."""
+    job = submission()
+    async with closing(queue_by(*group.sentinels)) as queue:
+        await submit_until_accepted(queue, job, FAILOVER_SECONDS)
+        assert await queue.get(job.job_id) is not None
+        for sentinel in group.sentinels[1:]:
+            sentinel.stop()
+        for read in (queue.get(job.job_id), queue.list_ids(None, None, 10), queue.events_after(job.job_id, "0-0")):
+            with pytest.raises(QueueUnavailable):
+                await read

@@ -110,7 +110,8 @@ class RedisLink:
         return max(0, len(self._settings.sentinels) - 1)
 
     async def confirm(self, client: Redis) -> None:
-        """To be called inside an operation, after WAIT: QueueUnavailable while the Sentinels replace its master."""
+        """To be called inside an operation, after WAIT or a read: QueueUnavailable while the Sentinels replace its
+        master, or where a majority of them cannot be asked."""
         if self._settings.sentinels:
             reached = client.connection_pool.connection_kwargs
             await self._sentinels.confirm(Address(reached["host"], reached["port"]))

@@ -18,6 +18,9 @@ StreamEntries = list[tuple[str, dict[str, str]]]
 
 
 class Reader:
+    """What users are told about jobs is confirmed by the Sentinels: a master that is being left behind would show ends,
+    a cancelled job for one, that never come true."""
+
     def __init__(self, link: RedisLink) -> None:
         self._link = link
 
@@ -39,6 +42,7 @@ class Reader:
                 pipeline.zrank(keys.ready(rows[index]["class"]), job_ids[index])
             for index, rank in zip(special, await pipeline.execute() if special else [], strict=True):
                 ranks[index] = rank
+            await self._link.confirm(client)
             return [
                 JobRecord.parse(row, rank) if row.get("state") else None for row, rank in zip(rows, ranks, strict=True)
             ]
@@ -51,7 +55,9 @@ class Reader:
         top = f"({before}" if before else "+"
 
         async def read(client: Redis) -> list[str]:
-            return cast("list[str]", await client.zrevrangebylex(key, top, "-", start=0, num=limit))
+            ids = cast("list[str]", await client.zrevrangebylex(key, top, "-", start=0, num=limit))
+            await self._link.confirm(client)
+            return ids
 
         return await self._link.run(read)
 
@@ -64,6 +70,7 @@ class Reader:
     async def events_after(self, job_id: str, last_id: str, limit: int = 200) -> list[StreamEvent]:
         async def read(client: Redis) -> list[StreamEvent]:
             entries = cast("StreamEntries", await client.xrange(keys.job_events(job_id), f"({last_id}", "+", limit))
+            await self._link.confirm(client)
             return [StreamEvent(entry_id, values["type"], json.loads(values["data"])) for entry_id, values in entries]
 
         return await self._link.run(read)
