@@ -126,4 +126,6 @@ def prepare(folder: Path, *, tag: str, variant: str, project: str, step_seconds:
 
 
 def compose(folder: Path) -> DockerCompose:
+    """What an interrupted run has left of the project, with that run's secrets, is cleared away first."""
+    Engine().compose(folder, "down", "--volumes", "--remove-orphans", "--timeout", "1", timeout=120)
     return DockerCompose(context=str(folder), compose_file_name="compose.yaml", pull=False, build=False, wait=True)

@@ -350,13 +350,17 @@ def test_a_get_that_broke_off_is_answered_by_another(setup: Setup) -> None:
     assert answers == {NODES[1], NODES[2]}
 
 
+def alive_of(setup: Setup) -> list[Upstream]:
+    return [peer for peer in setup.upstreams.values() if peer.process and peer.process.poll() is None]
+
+
 def test_a_post_that_broke_off_is_never_sent_twice(setup: Setup) -> None:
     answer = httpx.post(f"{setup.base}/api/v1/jobs?die=any", json={}, headers=KEY, timeout=5)
     assert answer.status_code == 502
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["retry-after"] == "2"
-    alive = [peer for peer in setup.upstreams.values() if peer.process and peer.process.poll() is None]
-    assert len(alive) == 2
+    wait_for("the end of the one that broke off", lambda: len(alive_of(setup)) == 2, setup.logs)
+    alive = alive_of(setup)
     assert [peer.seen().get("POST /api/v1/jobs", 0) for peer in alive] == [0, 0]
 
 

@@ -54,18 +54,24 @@ class Sentinels:
         return max(views, key=lambda view: view.epoch).master
 
     async def confirm(self, master: Address) -> None:
-        """Raises QueueUnavailable unless a majority answers and nobody is replacing `master`.
+        """Raises QueueUnavailable unless most name `master`, nobody knows a later one and nobody is replacing it.
 
         Between the promotion of one replica and the redirection of the other, about a second, a master that was only
         frozen goes on with the other one: it acknowledges (WAIT) writes that the new master will never have. The
-        Sentinel that leads a failover knows of it from before its beginning.
+        Sentinel that leads a failover knows of it from before its beginning. One that was cut off from its peers names
+        the master of an earlier epoch: it counts as silent.
         """
         views = await self._later_survey()
-        if 2 * len(views) <= len(self._addresses):
-            raise QueueUnavailable(f"only {len(views)} of {len(self._addresses)} Sentinels answer")
-        for view in views:
-            if view.master != master or view.in_doubt:
-                raise QueueUnavailable(f"Redis at {master} is being replaced")
+        agreeing = [view for view in views if view.master == master]
+        known = max((view.epoch for view in agreeing), default=-1)
+        if any(view.in_doubt for view in agreeing) or any(
+            view.master != master and view.epoch >= known for view in views
+        ):
+            raise QueueUnavailable(f"Redis at {master} is being replaced")
+        if 2 * len(agreeing) <= len(self._addresses):
+            raise QueueUnavailable(
+                f"only {len(agreeing)} of {len(self._addresses)} Sentinels stand by Redis at {master}"
+            )
 
     async def close(self) -> None:
         tasks: list[asyncio.Task[Any] | None] = [self._running, self._queued, *self._asking]

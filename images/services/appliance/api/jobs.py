@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import time
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from appliance.api.auth import Identity
 from appliance.api.limits import PLAIN_BODY_LIMIT_BYTES, no_worker_fits, require_affordable
 from appliance.api.problems import Problem, described, documented, not_found
-from appliance.api.services import Caller, JobId, Services, ServicesHere, find_job
+from appliance.api.services import Caller, JobId, Services, ServicesHere, find_job, patiently
 from appliance.api.views import Accepted, JobList, JobView, seconds_until_room, view_job
 from appliance.errors import QueueUnavailable
 from appliance.job import JobRequest, JobState, estimate_cost_ms, needs_of, new_job_id, resolution_of
@@ -22,9 +19,6 @@ from appliance.queue import JobRecord, Submission
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"], responses=documented(401, 422, 503))
 
-T = TypeVar("T")
-# Long enough for a failover of Redis: the client waits a little instead of seeing an error.
-PATIENCE_SECONDS = 3.0
 SCAN_LIMIT = 2000
 JOB_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 SCAN_PAGE = 200
@@ -77,18 +71,6 @@ def submission_of(job: JobRequest, caller: Identity, idempotency_key: str | None
         needs=needs_of(job),
         resolution=resolution_of(job),
     )
-
-
-async def patiently(services: Services, move: Callable[[], Awaitable[T]]) -> T:
-    """Tries the same move again while Redis fails over; its script makes that safe."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return await move()
-        except QueueUnavailable:
-            if time.monotonic() >= deadline or services.stopping.is_set():
-                raise
-        await asyncio.sleep(0.25)
 
 
 async def _describe_accepted(services: Services, job_id: str, state: JobState | None) -> Accepted:

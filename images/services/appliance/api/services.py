@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Path
 from starlette.requests import HTTPConnection
@@ -12,9 +14,14 @@ from starlette.requests import HTTPConnection
 from appliance.api.auth import Identity, identity_of
 from appliance.api.problems import not_found
 from appliance.api.ticker import Ticker
+from appliance.errors import QueueUnavailable
 from appliance.job import is_job_id
 from appliance.queue import JobRecord, Queue
 from appliance.settings import ApiSettings
+
+T = TypeVar("T")
+# Long enough for a failover of Redis: the client waits a little instead of seeing an error.
+PATIENCE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,21 @@ Caller = Annotated[Identity, Depends(get_identity)]
 JobId = Annotated[str, Path(description="a job's id", max_length=64)]
 
 
+async def patiently(services: Services, move: Callable[[], Awaitable[T]]) -> T:
+    """Tries the same move again while Redis fails over; its script makes that safe."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return await move()
+        except QueueUnavailable:
+            if time.monotonic() >= deadline or services.stopping.is_set():
+                raise
+        await asyncio.sleep(0.25)
+
+
 async def find_job(services: Services, caller: Identity, job_id: str) -> JobRecord:
     """The job, if the caller may see it; a stranger's job looks like none at all."""
-    job = await services.queue.get(job_id) if is_job_id(job_id) else None
+    job = await patiently(services, lambda: services.queue.get(job_id)) if is_job_id(job_id) else None
     if job is None or (job.user != caller.name and not caller.is_operator):
         raise not_found(job_id)
     return job

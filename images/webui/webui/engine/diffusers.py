@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import secrets
 from pathlib import Path
@@ -13,10 +12,11 @@ import numpy as np
 import torch
 import transformers
 from diffusers import AnimateDiffPipeline, MotionAdapter
-from numpy.typing import NDArray
 
-from webui import __version__
-from webui.engine.base import Capabilities, Clip, Control, EngineError, Frames, Reason, Snapshot
+from webui.engine.base import Capabilities, Clip, Control, EngineError, Snapshot
+from webui.engine.denoise import LATENTS, RANDOM, decode, denoise
+from webui.engine.failure import to_engine_error
+from webui.engine.loading import fingerprint, model_folder
 from webui.engine.schedule import ResumableDDIM
 from webui.engine.windows import WindowedUNet, tiled, windowed
 from webui.request import MemorySettings, VideoRequest, context_of
@@ -24,10 +24,7 @@ from webui.settings import EngineSettings
 
 DECODE_FRAMES = 4  # at once: the autoencoder, not the UNet, sets the peak of memory
 MIB = 1 << 20
-LATENTS, RANDOM, SCHEDULER = "latents", "random", "scheduler."  # names of tensors in a checkpoint
-MODEL_FILES = (".safetensors", ".json", ".txt")
-# Text in PyTorch's errors that means this GPU will not come back for this process, or at all.
-LOST_GPU = ("no cuda gpus are available", "no cuda-capable device", "device unavailable", "invalid device ordinal")
+
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +105,10 @@ class DiffusersEngine:
                 torch.inference_mode(),
                 windowed(self._pipeline.unet, request.frames, context_of(request, memory), request.context_overlap),
             ):
-                latents = self._denoise(request, seed, generator, control, resume)
+                latents = denoise(self._pipeline, request, seed, generator, control, resume)
             control.phase("decode")
             with torch.inference_mode(), tiled(self._pipeline.vae, memory.vae_tiling):
-                frames = self._decode(latents, control, 1 if memory.vae_tiling else DECODE_FRAMES)
+                frames = decode(self._pipeline.vae, latents, control, 1 if memory.vae_tiling else DECODE_FRAMES)
         except Exception as error:
             raise to_engine_error(error, "UNKNOWN") from error
         warnings = self._warnings(request)
@@ -156,56 +153,6 @@ class DiffusersEngine:
         self._pipeline = pipeline.to(self._settings.device)
         return adapter
 
-    def _denoise(
-        self, request: VideoRequest, seed: int, generator: torch.Generator, control: Control, resume: Snapshot | None
-    ) -> torch.Tensor:
-        scheduler = self._pipeline.scheduler
-        scheduler.first_step, start = 0, None
-        if resume is not None:
-            scheduler.first_step = resume.step
-            start = torch.tensor(resume.tensors[LATENTS]).to(self._settings.device, self._pipeline.unet.dtype)
-            scheduler.remember({name: torch.tensor(value) for name, value in _scheduler_part(resume).items()})
-            if resume.step == request.steps:
-                return start
-
-        def report(pipeline: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            done = scheduler.first_step + index + 1
-            tensors = {LATENTS: values["latents"], RANDOM: generator.get_state()}
-            tensors |= {SCHEDULER + name: value for name, value in scheduler.memory().items()}
-            # Raises when the job is to stop; pipeline._interrupt would decode first.
-            control.step(done, Snapshot(done, seed, {name: _to_numpy(tensor) for name, tensor in tensors.items()}))
-            return values
-
-        result = self._pipeline(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=request.width,
-            height=request.height,
-            num_frames=request.frames,
-            num_inference_steps=request.steps,
-            guidance_scale=request.cfg_scale,
-            generator=generator,
-            latents=start,
-            output_type="latent",
-            callback_on_step_end=report,
-        )
-        latents: torch.Tensor = result.frames
-        return latents
-
-    def _decode(self, latents: torch.Tensor, control: Control, at_once: int) -> Frames:
-        """(1, channels, frames, h, w) latents, a few frames at a time, to (frames, height, width, 3) bytes."""
-        vae = self._pipeline.vae
-        chunks = latents[0].transpose(0, 1).split(at_once)
-        pieces: list[Frames] = []
-        for number, piece in enumerate(chunks, start=1):
-            pixels = vae.decode(piece / vae.config.scaling_factor).sample.float()
-            if not torch.isfinite(pixels).all():
-                raise EngineError("UNKNOWN", "the model produced NaN or infinite pixels")
-            pixels = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round()
-            pieces.append(pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy())
-            control.phase("decode", number, len(chunks))
-        return np.concatenate(pieces)
-
     def _warnings(self, request: VideoRequest) -> list[str]:
         tokenizer = self._pipeline.tokenizer
         limit = tokenizer.model_max_length
@@ -214,57 +161,3 @@ class DiffusersEngine:
             for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt))
             if (count := len(tokenizer(text, truncation=False, verbose=False).input_ids)) > limit
         ]
-
-
-def model_folder(root: str, kind: str, name: str) -> Path:
-    folder = Path(root, kind, name)
-    if not folder.is_dir():
-        raise EngineError("MODEL_LOAD_FAIL", f"{folder} does not exist; it must be a folder in diffusers' layout")
-    return folder
-
-
-def _to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().cpu().numpy()
-    return array
-
-
-def _scheduler_part(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
-    return {
-        name.removeprefix(SCHEDULER): value for name, value in snapshot.tensors.items() if name.startswith(SCHEDULER)
-    }
-
-
-def fingerprint(*folders: Path) -> str:
-    """Code version and the content of every model file; equal fingerprints make equal pictures."""
-    digest = hashlib.sha256(f"diffusers {__version__} {diffusers.__version__}".encode())
-    for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES and path.is_file()):
-            digest.update(f"\n{path.relative_to(folder)} ".encode())
-            digest.update(file_checksum(path))
-    return digest.hexdigest()
-
-
-def file_checksum(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
-
-
-def to_engine_error(error: Exception, otherwise: Reason) -> EngineError:
-    """PyTorch tells most failures apart only by their text."""
-    if isinstance(error, EngineError):
-        return error
-    text = str(error)
-    lowered = text.lower()
-    message = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return EngineError("OOM", message)
-    if isinstance(error, MemoryError) or "defaultcpuallocator" in lowered:
-        return EngineError("HOST_OOM", message)
-    if any(hint in lowered for hint in LOST_GPU):
-        return EngineError("GPU_LOST", message)
-    if "cuda error" in lowered or "cublas" in lowered or "cudnn" in lowered:
-        return EngineError("CUDA_ERROR", message)
-    return EngineError(otherwise, message)
