@@ -110,6 +110,7 @@ async def test_slow_steps_on_a_live_worker_are_waited_for(queue: Queue, node: St
     ("fault", "phase", "limits"),
     [
         ({"hang_in_phase": "load"}, "load", {"load_seconds": 1.5}),
+        ({"hang_at_step": 1}, "step", {"no_progress_seconds": 1.5}),
         ({"hang_at_step": 2}, "step", {"no_progress_seconds": 1.5}),
         ({"hang_in_phase": "decode"}, "decode", {"decode_seconds": 1.5}),
         ({"hang_in_phase": "encode"}, "encode", {"encode_seconds": 1.5}),

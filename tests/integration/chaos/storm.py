@@ -73,17 +73,19 @@ class Storm:
         """Around whatever happens: recorded, and at the end settled and collected."""
         watching = asyncio.create_task(self.watcher.run(), name="watcher")
         try:
-            yield
-            await wait_until_in_step(self.cluster)
-            await self._settle()
-            # All that was broken has been mended: whoever does not come back now never will.
-            await asyncio.to_thread(self.cluster.wait_ready, BACK_SECONDS)
+            try:
+                yield
+                await wait_until_in_step(self.cluster)
+                await self._settle()
+                # All that was broken has been mended: whoever does not come back now never will.
+                await asyncio.to_thread(self.cluster.wait_ready, BACK_SECONDS)
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+                await self.users.close()
+            await self.watcher.collect(self.history, self.users.acknowledged)
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            await self.users.close()
-        await self.watcher.collect(self.history, self.users.acknowledged)
-        await self.watcher.close()
+            await self.watcher.close()
 
     async def _blow(self) -> None:
         seed, over = self.weather.seed, asyncio.Event()

@@ -19,9 +19,12 @@ import os
 import secrets
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from webui import __version__
 from webui.engine.base import Capabilities, Clip, Control, EngineError, Frames, Phase, Reason, Snapshot
@@ -85,12 +88,14 @@ class SyntheticEngine:
             done, seed, state = resume.step, resume.seed, resume.tensors["state"].tobytes()
         _enter(control, "load", faults)
         _run_out_of_memory(faults, request, memory)
+        control.phase("step")
         while done < request.steps:
             done += 1
             _misbehave(faults, done)
             time.sleep(faults.get("slow_step_seconds", self._settings.step_seconds))
             state = next_state(state, done)
-            control.step(done, Snapshot(done, seed, {"state": np.frombuffer(state, np.uint8)}))
+            picture = partial(_draw_preview, request, seed, state)
+            control.step(done, Snapshot(done, seed, {"state": np.frombuffer(state, np.uint8)}, picture))
         _enter(control, "decode", faults)
         if faults.get("oom_without_tiling") and not memory.vae_tiling:
             raise EngineError("OOM", "synthetic fault: out of GPU memory while decoding")
@@ -139,6 +144,12 @@ def first_state(request: VideoRequest, seed: int, memory: MemorySettings) -> byt
 def next_state(state: bytes, step: int) -> bytes:
     """As a model's latents do, the state depends on every step before: none can be left out or done twice."""
     return hashlib.sha256(state + step.to_bytes(4, "big")).digest()
+
+
+def _draw_preview(request: VideoRequest, seed: int, state: bytes) -> NDArray[np.uint8]:
+    small = replace(request, width=max(8, request.width // 4), height=max(8, request.height // 4), frames=1)
+    picture: NDArray[np.uint8] = draw_frames(small, seed, state)[0]
+    return picture
 
 
 def draw_frames(request: VideoRequest, seed: int, state: bytes | None = None) -> Frames:
