@@ -16,7 +16,7 @@ from testcontainers.compose import DockerCompose
 
 from generator import tree
 from generator.docker import Container, Engine
-from generator.errors import Unhealthy
+from generator.errors import ToolError, Unhealthy
 from generator.load import load
 from generator.ops.client import Client
 from generator.ops.demo import free_port
@@ -47,7 +47,13 @@ class Stack:
         os.kill(self.engine.host_pid(self.container(service).id), signal.SIGKILL)
 
     def pause(self, service: str) -> None:
-        self.engine.pause(self.container(service).id)
+        for chances in (3, 2, 1, 0):
+            try:
+                return self.engine.pause(self.container(service).id)
+            except ToolError as error:  # on a busy machine the kernel may take longer than runc waits
+                if "unable to freeze" not in str(error) or not chances:
+                    raise
+                time.sleep(0.2)
 
     def unpause(self, service: str) -> None:
         self.engine.unpause(self.container(service).id)

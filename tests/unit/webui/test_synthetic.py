@@ -114,7 +114,7 @@ def test_the_context_makes_another_picture() -> None:
     [
         ({"oom_above_context": 3}, MemorySettings(3), ["load"]),
         ({"oom_without_offload": True}, MemorySettings(cpu_offload=True), ["load"]),
-        ({"oom_without_tiling": True}, MemorySettings(vae_tiling=True), ["load", "decode"]),
+        ({"oom_without_tiling": True}, MemorySettings(vae_tiling=True), ["load", "step", "decode"]),
     ],
 )
 def test_memory_runs_out_unless_it_is_saved(faults: dict[str, Any], memory: MemorySettings, phases: list[str]) -> None:
@@ -124,7 +124,7 @@ def test_memory_runs_out_unless_it_is_saved(faults: dict[str, Any], memory: Memo
     assert (raised.value.reason, control.phases) == ("OOM", phases)
     control = Recorder()
     assert len(engine(**faults).generate(REQUEST, control, memory).frames) == 4
-    assert control.phases == ["load", "decode", "encode"]
+    assert control.phases == ["load", "step", "decode", "encode"]
     engine(**faults, only_prompt_contains="dog").generate(REQUEST, Recorder(), PLAIN)
 
 

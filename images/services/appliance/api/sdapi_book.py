@@ -1,0 +1,134 @@
+"""What the replicas know together of a user's A1111 calls and options: notes in Redis, since any replica may be asked.
+
+A call's note is written before its first job is submitted and dropped at its end. One that its replica could not drop,
+because it died, says nothing once all its jobs have ended; it is dropped by whoever reads it next.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from appliance.api.services import Services, patiently
+from appliance.job import JobState
+from appliance.queue import JobRecord
+from sdapi.options import Chosen
+from sdapi.progress import Progress
+
+OPTIONS = "options"
+CALL_PREFIX = "call:"
+CALLS_LIMIT = 64  # of one user at a time
+UNSUBMITTED_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class CallNote:
+    """`id` is the task's; `request_id` AnimateDiff's own; `steps` are those of each job."""
+
+    id: str
+    request_id: str
+    jobs: tuple[str, ...]
+    steps: int
+    created_at: float
+    interrupted: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> CallNote | None:
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            jobs = tuple(str(job) for job in raw.pop("jobs"))
+            return cls(jobs=jobs, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None  # of another version of this service
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Call:
+    note: CallNote
+    jobs: tuple[JobRecord | None, ...]
+
+    @property
+    def open_jobs(self) -> list[JobRecord]:
+        return [job for job in self.jobs if job is not None and not job.state.is_final]
+
+    @property
+    def running(self) -> JobRecord | None:
+        return next((job for job in self.open_jobs if job.state is JobState.RUNNING), None)
+
+    @property
+    def is_over(self) -> bool:
+        fresh = time.time() - self.note.created_at < UNSUBMITTED_SECONDS
+        return not self.open_jobs and not (fresh and None in self.jobs)
+
+    def progress(self) -> Progress:
+        running = self.running
+        done = sum(1 for job in self.jobs if job is not None and job.state.is_final)
+        places = [job.position for job in self.open_jobs if job.position is not None]
+        return Progress(
+            task_id=self.note.id,
+            job_count=len(self.note.jobs),
+            job_no=min(done, len(self.note.jobs) - 1),
+            step=running.step if running else 0,
+            steps=(running.total_steps if running else 0) or self.note.steps,
+            timestamp=time.strftime("%Y%m%d%H%M%S", time.gmtime(self.note.created_at)),
+            elapsed=max(0.0, time.time() - running.started_at) if running and running.started_at else 0.0,
+            interrupted=self.note.interrupted,
+            queued=running is None and done == 0,
+            text=f"queued, {min(places)} in line" if running is None and places else None,
+        )
+
+
+class Book:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def options(self, user: str) -> Chosen:
+        text = (await self._notes(user)).get(OPTIONS)
+        try:
+            return Chosen.parse(json.loads(text)) if text else Chosen()
+        except ValueError:
+            return Chosen()
+
+    async def set_options(self, user: str, chosen: Chosen) -> None:
+        text = json.dumps(chosen.as_dict())
+        await patiently(self._services, lambda: self._services.queue.put_note(user, OPTIONS, text))
+
+    async def open(self, user: str, note: CallNote) -> None:
+        name, text = CALL_PREFIX + note.id, note.to_json()
+        await patiently(self._services, lambda: self._services.queue.put_note(user, name, text))
+
+    async def close(self, user: str, note: CallNote) -> None:
+        await self._services.queue.drop_notes(user, CALL_PREFIX + note.id)
+
+    async def interrupted(self, user: str, note: CallNote) -> None:
+        await self.open(user, replace(note, interrupted=True))
+
+    async def calls(self, user: str) -> list[Call]:
+        """The user's calls that are not over, the oldest first."""
+        notes = await self._notes(user)
+        parsed = {name: CallNote.parse(text) for name, text in notes.items() if name.startswith(CALL_PREFIX)}
+        known = sorted((note for note in parsed.values() if note is not None), key=lambda note: note.created_at)
+        calls = [Call(note, await self._jobs(note.jobs)) for note in known[:CALLS_LIMIT]]
+        stale = [name for name, note in parsed.items() if note is None]
+        stale += [CALL_PREFIX + call.note.id for call in calls if call.is_over]
+        await self._services.queue.drop_notes(user, *stale)
+        return [call for call in calls if not call.is_over]
+
+    async def find(self, user: str, name: str | None) -> Call | None:
+        """By the task's or the request's id; without one what runs, else what waits longest."""
+        calls = await self.calls(user)
+        if name:
+            return next((call for call in calls if name in (call.note.id, call.note.request_id)), None)
+        return next((call for call in calls if call.running is not None), calls[0] if calls else None)
+
+    async def _jobs(self, job_ids: Sequence[str]) -> tuple[JobRecord | None, ...]:
+        return tuple(await patiently(self._services, lambda: self._services.queue.get_many(list(job_ids))))
+
+    async def _notes(self, user: str) -> dict[str, str]:
+        return await patiently(self._services, lambda: self._services.queue.notes(user))
