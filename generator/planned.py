@@ -30,8 +30,6 @@ class WorkerPlan:
     worker: str
     gpu_uuid: str | None
     port: int
-    foreign_url: str = ""
-    """Of the A1111 that the agent drives; empty: our own webui."""
 
     @property
     def webui(self) -> str:
@@ -40,11 +38,6 @@ class WorkerPlan:
     @property
     def agent(self) -> str:
         return f"agent-{self.index}"
-
-    @property
-    def probed(self) -> str:
-        """The service that answers the controller: a foreign A1111 would not understand it."""
-        return self.agent if self.foreign_url else self.webui
 
 
 @dataclass(frozen=True)
@@ -125,14 +118,6 @@ class HostPlan:
 
 
 @dataclass(frozen=True)
-class ForeignPlan:
-    """A foreign A1111 in the place of our webui. `image` empty: it runs elsewhere; `auth_file` empty: none."""
-
-    image: str
-    auth_file: str
-
-
-@dataclass(frozen=True)
 class ClusterPlan:
     """What all hosts share."""
 
@@ -163,7 +148,6 @@ class ClusterPlan:
     step_seconds: float
     checkpoint_seconds: int
     webui_limits: Limits
-    foreign: ForeignPlan | None = None
     uid: int = UID
     limits: dict[str, Limits] = field(
         default_factory=lambda: {
@@ -171,8 +155,6 @@ class ClusterPlan:
             "controller": Limits(1.0, 256, 64),
             "api": Limits(2.0, 512, 128),
             "agent": Limits(1.0, 256, 64),
-            # It holds a whole video, as text and as bytes, before it writes it.
-            "agent-a1111": Limits(1.0, 1024, 64),
             "sentinel": Limits(0.5, 128, 64),
             "storage-init": Limits(1.0, 128, 32),
         }

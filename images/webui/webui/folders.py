@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from webui.durable import sync
 from webui.engine.base import EngineError
+from webui.video import sync
 
 
 def make_folder(root: Path, relative: str) -> Path:

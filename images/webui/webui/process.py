@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,7 @@ STARTS = Counter("webui_engine_starts", "Starts of the engine process")
 RESIDENT = Gauge("webui_engine_resident_memory_bytes", "Resident memory of the engine process")
 LOAD_SECONDS = Histogram(
     "animatediff_model_load_time_seconds",
-    "Time to load the models; cache is cold for the first load after the server's start, cached for one from the "
-    "page cache or from main memory, switched for other models from disk",
+    "Time to load the models; cache is cold for the first load after the server's start",
     ["model", "cache"],
     buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
@@ -53,7 +52,7 @@ class NotReadyError(Exception):
 
 class BusyError(Exception):
     def __init__(self, job: str) -> None:
-        super().__init__("a run of this node's own is running" if job == "local" else f"job {job} is running")
+        super().__init__(f"job {job} is running")
         self.job = job
 
 
@@ -144,7 +143,7 @@ class EngineProcess:
     def submit(self, order: Order) -> Run:
         """Raises NotReadyError or BusyError."""
         if self.current is not None:
-            raise BusyError(self.current.order.owner)
+            raise BusyError(self.current.order.job)
         if self.status != "ok":
             raise NotReadyError(f"the engine is {self.status}")
         self._runs += 1
@@ -157,7 +156,6 @@ class EngineProcess:
                 "output_dir": order.output_dir,
                 "checkpoint_dir": order.checkpoint_dir,
                 "memory": asdict(order.memory),
-                "scratch": order.scratch,
                 "request": order.request.as_dict(),
             }
         )
@@ -262,16 +260,10 @@ class EngineProcess:
     def _receive(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "ready":
-            cache = "cold" if self.capabilities is None else "cached"
+            cache = "cold" if self.capabilities is None else "warm"
             self.capabilities = Capabilities(**message["capabilities"])
             LOAD_SECONDS.labels(self.capabilities.checkpoint, cache).observe(message["load_seconds"])
             self._ready, self.problem = True, None
-        elif kind == "offers" and self.capabilities is not None:
-            self.capabilities = replace(self.capabilities, **message["offers"])
-        elif kind == "load":
-            LOAD_SECONDS.labels(message["model"], message["cache"]).observe(message["seconds"])
-        elif kind == "ending":
-            self._ready = False  # nothing more for that process, which will not recover
         elif kind == "failed":
             self._load_failure = f"{message['reason']}: {message['message']}"
         elif kind == "gpu":

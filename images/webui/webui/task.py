@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from webui import checkpoint
 from webui.engine.base import Capabilities, Engine, Phase, Snapshot, StoppedError
-from webui.preview import Previewer
-from webui.request import MemorySettings, context_of, video_request
+from webui.request import MemorySettings, VideoRequest, context_of
 from webui.saver import Saver
 from webui.settings import EngineSettings
 
@@ -27,23 +24,21 @@ class Task:
     ) -> None:
         self.number: int = command["run"]
         self.folder: str = command["output_dir"]
-        self.request = video_request(command["request"])
+        self.request = VideoRequest(**command["request"])
         self.memory = MemorySettings(**command.get("memory", {}))
-        self.scratch: bool = command.get("scratch", False)
-        self.root = Path(settings.scratch_dir if self.scratch else settings.jobs_dir)
+        self._root = Path(settings.jobs_dir)
         self._checkpoint_dir: str | None = command.get("checkpoint_dir")
         self._identity = checkpoint.Identity(
             capabilities.fingerprint, checkpoint.request_hash(self.request, self.memory)
         )
         self._saver = Saver(
-            self.root,
+            self._root,
             self._checkpoint_dir,
             command.get("fence", 0),
             self._identity,
             settings.checkpoint_seconds,
             lambda step: self.event("checkpoint", step=step),
         )
-        self._previewer = Previewer()
         self._stop = threading.Event()
         self._keep = False
         self._send = send
@@ -52,10 +47,7 @@ class Task:
         """The most advanced checkpoint that this engine can go on from."""
         if self._checkpoint_dir is None:
             return None
-        # Only now, in the engine's thread: a model's checksum may first have to be made.
-        self._identity = replace(self._identity, models=engine.identify(self.request))
-        self._saver.identity = self._identity
-        for snapshot in checkpoint.readable(self.root, self._checkpoint_dir, self._identity, self.request.total_steps):
+        for snapshot in checkpoint.readable(self._root, self._checkpoint_dir, self._identity, self.request.steps):
             if engine.accepts(snapshot, self.request):
                 self._saver.begin_at(snapshot.step)
                 return snapshot
@@ -86,11 +78,9 @@ class Task:
         self._send({"type": "event", "run": self.number, "event": {"event": event, **fields}})
 
     def step(self, done: int, snapshot: Snapshot | None = None) -> None:
-        self.event("step", step=done, total_steps=self.request.total_steps)
+        self.event("step", step=done, total_steps=self.request.steps)
         if snapshot is not None:
             self._saver.offer(snapshot)
-            if self.scratch and (image := self._previewer.look(snapshot)) is not None:
-                self.event("preview", step=done, image=base64.b64encode(image).decode())
         self.check()
 
     def phase(self, name: Phase, part: int = 0, parts: int = 0) -> None:

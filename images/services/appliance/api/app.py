@@ -12,7 +12,6 @@ from appliance.api.auth import Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
 from appliance.api.openapi import install_openapi
 from appliance.api.problems import install_handlers
-from appliance.api.sdapi import PREFIX, SdapiRoutes
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
 from appliance.lifecycle import cancel_tasks, start_task
@@ -34,7 +33,6 @@ def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
     app.state.services = services
     for part in (jobs, events, results, cluster):
         app.include_router(part.router)
-    app.mount(PREFIX, SdapiRoutes(services).app())
     app.state.routes = [route for part in (jobs, events, results, cluster) for route in part.router.routes]
     install_handlers(app)
     install_openapi(app)

@@ -7,15 +7,12 @@ from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from appliance.api.auth import SDAPI_PREFIX
 from appliance.api.problems import Problem, problem_response
 from appliance.job import JobRequest, Needs, pixel_frames
-from sdapi.errors import http_error
 
-BODY_LIMIT_BYTES: Final = 24 * 1024 * 1024
+BODY_LIMIT_BYTES: Final = 16 * 1024 * 1024
 PLAIN_BODY_LIMIT_BYTES: Final = 1024 * 1024
 
 
@@ -30,7 +27,8 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdecimal() or int(announced) > self._limit:
-            await _too_large(scope, f"a body may have at most {self._limit} bytes")(scope, receive, send)
+            problem = Problem(413, "body-too-large", f"a body may have at most {self._limit} bytes")
+            await problem_response(problem, scope["path"])(scope, receive, send)
             return
         received = 0
 
@@ -43,13 +41,6 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
-
-
-def _too_large(scope: Scope, detail: str) -> Response:
-    if scope["path"].startswith(SDAPI_PREFIX):
-        error = http_error(413, detail)
-        return JSONResponse(error.body, error.status)
-    return problem_response(Problem(413, "body-too-large", detail), scope["path"])
 
 
 def require_affordable(job: JobRequest, max_pixel_frames: int) -> None:

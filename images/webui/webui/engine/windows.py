@@ -1,4 +1,4 @@
-"""Context windows: the model sees a few frames at a time, as in AUTOMATIC1111's AnimateDiff extension.
+"""Context windows: the model sees a few neighbouring frames at a time, as in AUTOMATIC1111's AnimateDiff extension.
 
 Each step runs the UNet once per window and blends what overlaps, so memory follows the window and not the clip, in
 every layer. (diffusers' FreeNoise only shortens temporal attention: the other layers still see the whole clip.)
@@ -15,50 +15,31 @@ import torch
 from diffusers import UNetMotionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionOutput
 
-from webui.engine.context import Window
-from webui.engine.controls import Controls
+from webui.engine.context import windows
 
 TILE_PIXELS = 256
 
 
 class WindowedUNet(UNetMotionModel):  # type: ignore[misc]
-    """The pipeline's own UNet with another `forward`: as a subclass it also works below accelerate's hooks.
+    """The pipeline's own UNet with another `forward`: as a subclass it also works below accelerate's hooks."""
 
-    ControlNets are asked in here, because they, too, may only see one window at a time.
-    """
-
-    windows: tuple[Window, ...] = ()
-    controls: Controls | None = None
+    windows: tuple[tuple[int, int], ...] = ()
 
     def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any) -> Any:
-        """`sample` is (clips, channels, frames, h, w), `encoder_hidden_states` (clips * frames, tokens, width)."""
-        clips, _, frames, _, _ = sample.shape
         if not self.windows:
-            if self.controls is not None:
-                options |= self.controls.residuals(sample, timestep, encoder_hidden_states, range(frames))
             return super().forward(sample, timestep, encoder_hidden_states, **options)
+        options["return_dict"] = False
+        clips, _, frames, _, _ = sample.shape
         texts = encoder_hidden_states.unflatten(0, (clips, frames))
         total = torch.zeros_like(sample, dtype=torch.float32)
         weights = torch.zeros(frames, 1, 1, dtype=torch.float32, device=sample.device)
-        for window in self.windows:
-            seen = _seen(window, sample.device)
-            noise = self._look(sample[:, :, seen], timestep, texts[:, seen].flatten(0, 1), window, options)
-            weight = _weights(len(window)).to(sample.device)
-            total[:, :, seen] += noise.float() * weight
-            weights[seen] += weight
+        for start, end in self.windows:
+            text = texts[:, start:end].flatten(0, 1)
+            (noise,) = super().forward(sample[:, :, start:end], timestep, text, **options)
+            weight = _weights(end - start).to(sample.device)
+            total[:, :, start:end] += noise.float() * weight
+            weights[start:end] += weight
         return UNetMotionOutput(sample=(total / weights).to(sample.dtype))
-
-    def _look(self, sample: Any, timestep: Any, text: Any, window: Window, options: dict[str, Any]) -> Any:
-        more = self.controls.residuals(sample, timestep, text, window) if self.controls is not None else {}
-        (noise,) = super().forward(sample, timestep, text, **options, **more, return_dict=False)
-        return noise
-
-
-def _seen(window: Window, device: Any) -> Any:
-    """An index of the frames; a slice where they follow one another, which copies nothing."""
-    if window[-1] - window[0] == len(window) - 1 and list(window) == sorted(window):
-        return slice(window[0], window[-1] + 1)
-    return torch.tensor(window, device=device)
 
 
 def _weights(count: int) -> Any:
@@ -68,13 +49,12 @@ def _weights(count: int) -> Any:
 
 
 @contextmanager
-def windowed(unet: Any, windows: list[Window], controls: Controls | None = None) -> Iterator[None]:
-    """For one generation."""
-    unet.windows, unet.controls = tuple(windows), controls
+def windowed(unet: Any, frames: int, context: int | None, overlap: int | None) -> Iterator[None]:
+    unet.windows = tuple(windows(frames, context, overlap)) if context else ()
     try:
         yield
     finally:
-        unet.windows, unet.controls = (), None
+        unet.windows = ()
 
 
 @contextmanager
