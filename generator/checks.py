@@ -10,7 +10,7 @@ from generator import ports
 from generator.errors import Problem
 from generator.load import Loaded, by_line
 from generator.marks import Path
-from generator.model import LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant
+from generator.model import LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant, WebuiEngine
 
 REQUIRED_ROLES = (Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER)
 LEASE_BEATS = 2.5
@@ -184,12 +184,44 @@ def _workers(loaded: Loaded) -> Iterator[Problem]:
         elif not host.gpus and not host.cpu_workers:
             need = "gpus" if variant is Variant.CUDA else "cpu_workers"
             yield loaded.problem((*path, "roles"), f"a worker without {need}; add {need}, or remove the role worker")
+        elif loaded.cluster.webui.engine is WebuiEngine.A1111:
+            if host.gpus and host.cpu_workers:
+                yield loaded.problem((*path, "cpu_workers"), "beside gpus there are none; remove one of the two")
         elif variant is Variant.CUDA and host.cpu_workers:
             hint = "images.webui is cuda, which runs one worker per entry of gpus; remove cpu_workers, or choose cpu"
             yield loaded.problem((*path, "cpu_workers"), hint)
         elif variant is not Variant.CUDA and host.gpus:
             hint = f"images.webui is {variant.value}, which uses no GPU; write cpu_workers instead, or choose cuda"
             yield loaded.problem((*path, "gpus"), hint)
+
+
+def _webui(loaded: Loaded) -> Iterator[Problem]:
+    webui = loaded.cluster.webui
+    if webui.engine is WebuiEngine.OWN:
+        for key in ("image", "url", "auth_file"):
+            if getattr(webui, key) is not None:
+                yield loaded.problem(("webui", key), "is not used with engine own; remove it, or write engine: a1111")
+        return
+    if (webui.image is None) == (webui.url is None):
+        yield loaded.problem(("webui", "engine"), "needs either image or url beside it; write one of the two")
+    elif webui.url is not None:
+        yield from _foreign_url(loaded, webui.url)
+    elif webui.auth_file is not None:
+        hint = "is used with url only: what runs from image can be reached by its own agent alone; remove it"
+        yield loaded.problem(("webui", "auth_file"), hint)
+
+
+def _foreign_url(loaded: Loaded, url: str) -> Iterator[Problem]:
+    """Two agents on one A1111 would stop each other's work."""
+    counts = [ports.worker_count(loaded.cluster.hosts[name]) for name in _hosts_with(loaded, Role.WORKER)]
+    needed = {"{address}": len(counts) > 1, "{index}": max(counts, default=0) > 1}
+    for part, several in needed.items():
+        if several and part not in url:
+            whose = "hosts with workers" if part == "{address}" else "workers on one host"
+            hint = f"the same for several {whose}, each of which needs an A1111 of its own; put {part} into it"
+            yield loaded.problem(("webui", "url"), hint)
+    if set("{}") & set(url.replace("{address}", "").replace("{index}", "")):
+        yield loaded.problem(("webui", "url"), "only {address} and {index} can stand in braces; correct it")
 
 
 def _duplicate_gpus(loaded: Loaded) -> Iterator[Problem]:
@@ -267,7 +299,14 @@ def _models(loaded: Loaded) -> Iterator[Problem]:
             where = _where(loaded, ("models", "available", seen, "name"))
             hint = f"this {model.kind.value} is listed twice ({where}); remove one"
             yield loaded.problem(("models", "available", index, "name"), hint)
-    for kind, name in ((ModelKind.CHECKPOINT, models.checkpoint), (ModelKind.MOTION_MODULE, models.motion_module)):
+    chosen = (
+        (ModelKind.CHECKPOINT, models.checkpoint),
+        (ModelKind.MOTION_MODULE, models.motion_module),
+        (ModelKind.VAE, models.vae),
+    )
+    for kind, name in chosen:
+        if name is None:
+            continue
         found = kinds.get(name, set())
         if kind in found:
             continue
@@ -321,6 +360,7 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _repeated_roles,
     _sentinels,
     _workers,
+    _webui,
     _duplicate_gpus,
     _role_needs,
     _timeouts,

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from generator import __version__, tree
 from generator.checks import check as find_problems
+from generator.cli_models import models_app
+from generator.console import console
+from generator.console import say as _say
 from generator.errors import Unhealthy, UserError
 from generator.load import load
 from generator.ops import backup as backup_ops
@@ -45,9 +47,9 @@ secrets_app = typer.Typer(help="Make the cluster's secrets (once) and lay them o
 demo_app = typer.Typer(help="See it work: a cluster on this machine, a job, a killed worker, a video.")
 app.add_typer(images_app, name="images")
 app.add_typer(secrets_app, name="secrets")
+app.add_typer(models_app, name="models")
 app.add_typer(demo_app, name="demo")
 
-console = Console()
 File = Annotated[Path, typer.Argument(help="The cluster's description.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder that receives one folder per host.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")]
@@ -189,6 +191,7 @@ def status(
     else:
         console.print(status_ops.table(result))
         if result.cluster:
+            console.print(status_ops.workers_table(result.cluster))
             console.print_json(data=result.cluster)
     if not result.well:
         raise typer.Exit(Unhealthy.exit_code)
@@ -322,11 +325,6 @@ def demo(
 def demo_down(folder: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = DEFAULT_DEMO) -> None:
     """Remove the demo: containers, networks, volumes, secrets and videos. The images stay."""
     demo_ops.remove(demo_ops.Demo(folder.resolve()), Progress())
-
-
-def _say(text: str) -> None:
-    """A line as it is: a path may hold brackets, and a program that reads it wants no line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_options_before(context: typer.Context) -> None:

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from generator import model
 from generator.errors import Problem
-from generator.marks import Mark, Path, show, show_path
+from generator.marks import FileKind, Mark, Path, show, show_path
 
 DICT_KEY = "[key]"
 """Pydantic's last step of a location when a mapping's key is meant, not its value."""
@@ -32,19 +32,22 @@ PATTERN_HINTS = {
     model.SHA256: "not a SHA-256 checksum; paste the 64 characters that sha256sum prints",
     model.ALLOCATOR: "not an allocator setting; write it like expandable_segments:True, without spaces",
     model.USER_NAME: "not a user's name; use at most 64 letters, digits, dots, dashes and underscores",
+    model.IMAGE: "not an image; write it like registry.example.net/a1111:1.10.1",
+    model.FOREIGN_URL: "not an address; write it like http://{{address}}:1786{{index}}, without a path",
     model.SOURCE: "not a usable source; use at most 500 plain characters without spaces",
 }
-_FALLBACK = "not a valid value here; the file that `python -m generator init` writes shows what is"
 _YAML_BOOLS = frozenset({"true", "false", "yes", "no", "on", "off"})
 
 
-def explain(errors: Iterable[ErrorDetails], marks: Mapping[Path, Mark], file: str, told: set[str]) -> list[Problem]:
+def explain(
+    errors: Iterable[ErrorDetails], marks: Mapping[Path, Mark], file: str, told: set[str], kind: FileKind
+) -> list[Problem]:
     """`told` holds the paths that have a problem already; nothing is said about those a second time."""
     problems = []
     for error in errors:
         path = tuple(step for step in error["loc"] if step != DICT_KEY)
         if show_path(path) not in told and not _follows_from_another(error):
-            problems.append(_problem(error, path, marks, file))
+            problems.append(_problem(error, path, marks, file, kind))
     return problems
 
 
@@ -65,10 +68,10 @@ def _follows_from_another(error: ErrorDetails) -> bool:
     return error["type"] == "too_short" and bool(error["input"])
 
 
-def _problem(error: ErrorDetails, path: Path, marks: Mapping[Path, Mark], file: str) -> Problem:
+def _problem(error: ErrorDetails, path: Path, marks: Mapping[Path, Mark], file: str, kind: FileKind) -> Problem:
     written = error["input"]
     raw = marks[path].raw if path in marks else ""
-    hint = _hint(error, path, raw)
+    hint = _hint(error, path, raw, kind)
     value = "" if error["type"] == "missing" else _value(written, raw)
     if error["loc"][-1] == DICT_KEY or error["type"] == "extra_forbidden":
         value = ""  # the key itself is meant, and it is the last step of the path
@@ -83,15 +86,16 @@ def _value(written: object, raw: str) -> str:
     return show(raw, quote=isinstance(written, str)) if raw or written == "" else "nothing"
 
 
-def _hint(error: ErrorDetails, path: Path, raw: str) -> str:
+def _hint(error: ErrorDetails, path: Path, raw: str, file: FileKind) -> str:
     kind, written, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
-        return "missing; add it (the file that `python -m generator init` writes shows how)"
+        return f"missing; add it ({file.example} shows how)"
     if kind == "extra_forbidden":
-        return _unknown_key(path)
+        return _unknown_key(path, file.root)
     if kind == "string_pattern_mismatch":
         host = str(path[1]) if path[0] == "hosts" and len(path) > 1 else "the host"
-        return PATTERN_HINTS.get(context["pattern"], _FALLBACK).format(host=host)
+        hints = {**PATTERN_HINTS, **file.patterns}
+        return hints.get(context["pattern"], _fallback(file)).format(host=host)
     if kind == "enum":
         return _choice(context["expected"], written, raw)
     if written is None:
@@ -100,7 +104,11 @@ def _hint(error: ErrorDetails, path: Path, raw: str) -> str:
         return _not_text(written, raw)
     if kind == "value_error":
         return _network(written) if path[-1] == "subnet" else "not an IPv4 address; write it like 192.168.1.10"
-    return _type_or_bound(kind, written, context)
+    return _type_or_bound(kind, written, context) or _fallback(file)
+
+
+def _fallback(file: FileKind) -> str:
+    return f"not a valid value here; {file.example} shows what is"
 
 
 def _type_or_bound(kind: str, written: object, context: Mapping[str, Any]) -> str:
@@ -123,7 +131,7 @@ def _type_or_bound(kind: str, written: object, context: Mapping[str, Any]) -> st
             return "must not be empty; add at least one entry"
         case "too_long":
             return f"has too many entries; at most {context['max_length']} are allowed"
-    return _FALLBACK
+    return ""
 
 
 def _not_text(written: object, raw: str) -> str:
@@ -151,18 +159,18 @@ def _network(written: object) -> str:
         return f"not an IPv4 network; write it like {example}"
 
 
-def _unknown_key(path: Path) -> str:
+def _unknown_key(path: Path, root: type[BaseModel]) -> str:
     key = str(path[-1])
-    allowed = _keys_at(path[:-1])
+    allowed = _keys_at(path[:-1], root)
     suggestion = did_you_mean(key, allowed)
-    elsewhere = _sections_with().get(key, ())
+    elsewhere = _sections_with(root).get(key, ())
     if not suggestion and elsewhere:
         suggestion = f"; it belongs in {' or '.join(elsewhere)}"
     return f"unknown key{suggestion} (allowed here: {', '.join(allowed)})"
 
 
-def _keys_at(path: Path) -> list[str]:
-    found: Any = model.Cluster
+def _keys_at(path: Path, root: type[BaseModel]) -> list[str]:
+    found: Any = root
     for step in path:
         found = _inner(found.model_fields[step].annotation if _is_part(found) else found)
     return list(found.model_fields) if _is_part(found) else []
@@ -187,10 +195,10 @@ def _is_part(annotation: Any) -> bool:
 
 
 @cache
-def _sections_with() -> dict[str, tuple[str, ...]]:
+def _sections_with(root: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """Key → the top-level sections that have it."""
     found: dict[str, tuple[str, ...]] = {}
-    for section, info in model.Cluster.model_fields.items():
+    for section, info in root.model_fields.items():
         if _is_part(annotation := info.annotation) and annotation is not None:
             for key in annotation.model_fields:
                 found[key] = (*found.get(key, ()), section)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import yaml
+from pydantic import BaseModel
 
 from generator.errors import Problem, UserError
 
@@ -70,6 +71,22 @@ class Mark(NamedTuple):
     raw: str
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """What messages about one kind of file say."""
+
+    name: str
+    start: str
+    """How one comes by a first one."""
+    example: str
+    """What shows every key."""
+    keys: str
+    """Some keys of its top, as an example."""
+    root: type[BaseModel]
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    """What the patterns that only this kind has mean in words."""
+
+
 class Document(NamedTuple):
     data: dict[str, Any]
     marks: dict[Path, Mark]
@@ -86,17 +103,17 @@ class _Node:
     height: int = 1
 
 
-def parse(text: str, file: str) -> Document:
+def parse(text: str, file: str, kind: FileKind) -> Document:
     """Raises UserError where nothing can be read on; what can be skipped is in `problems`."""
-    composer = _Composer(file)
+    composer = _Composer(file, kind.name)
     try:
         root = composer.document(yaml.parse(text, Loader=LOADER))
     except yaml.YAMLError as error:
         raise UserError(_syntax_problems(error, text, file)) from None
     if root is None or root.value is None:
-        raise UserError(Problem("the file is empty; write a commented one with: python -m generator init", file))
+        raise UserError(Problem(f"the file is empty; {kind.start}", file))
     if not isinstance(root.value, dict):
-        hint = "must hold keys and values at the top (name:, hosts:, models: ...), not a list or a single value"
+        hint = f"must hold keys and values at the top ({kind.keys}), not a list or a single value"
         raise UserError(Problem(hint, file, root.line, value=root.raw and show(root.raw, quote=False)))
     marks: dict[Path, Mark] = {}
     data = _flatten(root, (), root.line, marks)
@@ -106,6 +123,7 @@ def parse(text: str, file: str) -> Document:
 @dataclass
 class _Composer:
     file: str
+    kind: str
     problems: list[Problem] = field(default_factory=list)
     anchors: dict[str, _Node] = field(default_factory=dict)
     open_anchors: set[str] = field(default_factory=set)
@@ -124,7 +142,7 @@ class _Composer:
     def _node(self, event: Any, path: Path) -> _Node:
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            raise self._stop(event, "", f"more than {MAX_NODES:,} values; is this really a cluster.yaml?")
+            raise self._stop(event, "", f"more than {MAX_NODES:,} values; is this really a {self.kind}?")
         if len(path) > MAX_DEPTH:
             raise self._stop(event, "", f"nested deeper than {MAX_DEPTH} levels; is a bracket not closed?")
         if isinstance(event, yaml.AliasEvent):

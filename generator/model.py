@@ -24,6 +24,8 @@ MOUNT_OPTIONS = r"^[a-z0-9=,.]{1,200}$"
 SHA256 = r"^[0-9a-f]{64}$"
 ALLOCATOR = r"^[A-Za-z0-9_:,.]{0,200}$"
 SOURCE = r"^[!-~]{1,500}$"
+IMAGE = r"^[a-z0-9][a-z0-9._/:@-]{0,254}$"
+FOREIGN_URL = r"^https?://[A-Za-z0-9.{}-]{1,253}(:[0-9{}a-z]{1,15})?$"
 USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # What each pattern means in words stands in `explain`; a test holds the two together.
 
@@ -76,6 +78,22 @@ class TlsMode(str, Enum):
     FILES = "files"
 
 
+class Dtype(str, Enum):
+    """Precision of the weights. `auto`: fp16 on a GPU, fp32 without."""
+
+    AUTO = "auto"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class WebuiEngine(str, Enum):
+    """What makes the videos."""
+
+    OWN = "own"
+    A1111 = "a1111"
+
+
 class Balance(str, Enum):
     COOKIE = "cookie"
     IP_HASH = "ip_hash"
@@ -97,12 +115,22 @@ class ModelKind(str, Enum):
     MOTION_MODULE = "motion_module"
     LORA = "lora"
     VAE = "vae"
+    CONTROLNET = "controlnet"
 
 
 class Images(Part):
     registry: Registry = ""
     tag: Tag = "0.1.0"
     webui: Variant = Variant.CUDA
+
+
+class Webui(Part):
+    """A foreign A1111 in the place of our own server: as an image of one's own, or running already."""
+
+    engine: WebuiEngine = WebuiEngine.OWN
+    image: Annotated[str, Field(pattern=IMAGE)] | None = None
+    url: Annotated[str, Field(pattern=FOREIGN_URL)] | None = None
+    auth_file: AbsolutePath | None = None
 
 
 class Gpu(Part):
@@ -135,7 +163,7 @@ class Gateway(Part):
     https_port: Port = 443
     balance: Balance = Balance.COOKIE
     tls: Tls = Tls()
-    max_body_mib: Annotated[int, Field(ge=1, le=2048)] = 16
+    max_body_mib: Annotated[int, Field(ge=1, le=2048)] = 24
     submissions_per_second: Annotated[int, Field(ge=1, le=10_000)] = 20
 
 
@@ -165,6 +193,7 @@ class Model(Part):
 class Models(Part):
     checkpoint: FileName
     motion_module: FileName
+    vae: FileName | None = None
     available: Annotated[tuple[Model, ...], Field(min_length=1, max_length=500)]
 
 
@@ -203,6 +232,8 @@ class Worker(Part):
     cuda_allocator: Annotated[str, Field(pattern=ALLOCATOR)] = "expandable_segments:True"
     step_seconds: Annotated[float, Field(ge=0, le=600)] = 0.05
     checkpoint_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
+    dtype: Dtype = Dtype.AUTO
+    model_cache_gib: Annotated[float, Field(ge=0, le=1024)] = 8.0
 
 
 class Monitoring(Part):
@@ -219,6 +250,7 @@ class Cluster(Part):
 
     name: Name
     images: Images = Images()
+    webui: Webui = Webui()
     hosts: Annotated[dict[Name, Host], Field(min_length=1, max_length=5000)]
     network: Network = Network()
     gateway: Gateway = Gateway()

@@ -9,8 +9,18 @@ from __future__ import annotations
 import json
 
 from generator import ports
-from generator.model import Cluster, Host, LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant
-from generator.planned import ClusterPlan, GatewayPlan, HostPlan, Limits, Plan, QueuePlan, VolumePlan, WorkerPlan
+from generator.model import Cluster, Host, LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant, WebuiEngine
+from generator.planned import (
+    ClusterPlan,
+    ForeignPlan,
+    GatewayPlan,
+    HostPlan,
+    Limits,
+    Plan,
+    QueuePlan,
+    VolumePlan,
+    WorkerPlan,
+)
 
 SENTINEL_MASTER = "queue"
 DEMO_SOURCE = "demo"
@@ -66,7 +76,19 @@ def _host(
 def _workers(cluster: Cluster, name: str, host: Host) -> tuple[WorkerPlan, ...]:
     uuids: list[str | None] = [gpu.uuid for gpu in host.gpus] or [None] * host.cpu_workers
     first = cluster.worker.first_port
-    return tuple(WorkerPlan(index, f"{name}/{index}", uuid, first + index) for index, uuid in enumerate(uuids))
+    return tuple(
+        WorkerPlan(index, f"{name}/{index}", uuid, first + index, _foreign_url(cluster, host, index))
+        for index, uuid in enumerate(uuids)
+    )
+
+
+def _foreign_url(cluster: Cluster, host: Host, index: int) -> str:
+    webui = cluster.webui
+    if webui.engine is WebuiEngine.OWN:
+        return ""
+    if webui.url is None:
+        return f"http://webui-{index}:{ports.WEBUI}"
+    return webui.url.replace("{address}", str(host.address)).replace("{index}", str(index))
 
 
 def _gateway(cluster: Cluster, targets: str) -> GatewayPlan:
@@ -101,7 +123,7 @@ def _controller_targets(cluster: Cluster) -> str:
         if Role.CONTROL in host.roles
     ]
     webui = [
-        {"name": w.worker, "address": f"{w.webui}:{ports.WEBUI}" if single else f"{host.address}:{w.port}"}
+        {"name": w.worker, "address": f"{w.probed}:{ports.WEBUI}" if single else f"{host.address}:{w.port}"}
         for name, host in cluster.hosts.items()
         if Role.WORKER in host.roles
         for w in _workers(cluster, name, host)
@@ -145,6 +167,7 @@ def _redis_environment(cluster: Cluster, queue_hosts: list[tuple[str, Host]]) ->
 
 def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
     variant = cluster.images.webui
+    foreign = cluster.webui.engine is WebuiEngine.A1111
     return ClusterPlan(
         name=cluster.name,
         images=_images(cluster),
@@ -154,7 +177,8 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
         engine="synthetic" if variant is Variant.SYNTHETIC else "diffusers",
         checkpoint=cluster.models.checkpoint,
         motion_module=cluster.models.motion_module,
-        make_demo_models=variant is not Variant.SYNTHETIC and _is_demo_model(cluster),
+        vae=cluster.models.vae or "",
+        make_demo_models=variant is not Variant.SYNTHETIC and not foreign and _is_demo_model(cluster),
         create_storage=cluster.storage.driver is not StorageDriver.CEPHFS,
         volumes=_volumes(cluster),
         queue_environment=_queue_environment(cluster),
@@ -171,7 +195,10 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
         threads=cluster.worker.threads,
         step_seconds=cluster.worker.step_seconds,
         checkpoint_seconds=cluster.worker.checkpoint_seconds,
+        dtype=cluster.worker.dtype.value,
+        model_cache_gib=cluster.worker.model_cache_gib,
         webui_limits=Limits(cluster.worker.cpus, cluster.worker.memory_gib << 10, 512),
+        foreign=ForeignPlan(cluster.webui.image or "", cluster.webui.auth_file or "") if foreign else None,
     )
 
 

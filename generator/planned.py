@@ -30,6 +30,8 @@ class WorkerPlan:
     worker: str
     gpu_uuid: str | None
     port: int
+    foreign_url: str = ""
+    """Of the A1111 that the agent drives; empty: our own webui."""
 
     @property
     def webui(self) -> str:
@@ -38,6 +40,11 @@ class WorkerPlan:
     @property
     def agent(self) -> str:
         return f"agent-{self.index}"
+
+    @property
+    def probed(self) -> str:
+        """The service that answers the controller: a foreign A1111 would not understand it."""
+        return self.agent if self.foreign_url else self.webui
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,14 @@ class HostPlan:
 
 
 @dataclass(frozen=True)
+class ForeignPlan:
+    """A foreign A1111 in the place of our webui. `image` empty: it runs elsewhere; `auth_file` empty: none."""
+
+    image: str
+    auth_file: str
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
     """What all hosts share."""
 
@@ -129,6 +144,8 @@ class ClusterPlan:
     engine: str
     checkpoint: str
     motion_module: str
+    vae: str
+    """Empty: the checkpoint's own."""
     make_demo_models: bool
     create_storage: bool
     volumes: tuple[VolumePlan, ...]
@@ -147,7 +164,10 @@ class ClusterPlan:
     threads: int
     step_seconds: float
     checkpoint_seconds: int
+    dtype: str
+    model_cache_gib: float
     webui_limits: Limits
+    foreign: ForeignPlan | None = None
     uid: int = UID
     limits: dict[str, Limits] = field(
         default_factory=lambda: {
@@ -155,6 +175,8 @@ class ClusterPlan:
             "controller": Limits(1.0, 256, 64),
             "api": Limits(2.0, 512, 128),
             "agent": Limits(1.0, 256, 64),
+            # It holds a whole video, as text and as bytes, before it writes it.
+            "agent-a1111": Limits(1.0, 1024, 64),
             "sentinel": Limits(0.5, 128, 64),
             "storage-init": Limits(1.0, 128, 32),
         }

@@ -31,10 +31,15 @@ function M.send()
     ngx.status = status
     ngx.header["Content-Type"] = "application/problem+json"
     ngx.header["Cache-Control"] = "no-store"
-    ngx.say(cjson.encode {
+    local body = {
         type = problem[1], title = problem[2], status = status, detail = problem[3],
         request_id = ngx.var.appliance_request_id,
-    })
+    }
+    -- A request too broken to be read has no address.
+    if (ngx.var.request_uri or ""):find("^/sdapi/") then -- where clients look for it: A1111's shape besides
+        body.error, body.body, body.errors = "HTTPException", "", ""
+    end
+    ngx.say(cjson.encode(body))
 end
 
 return M

@@ -47,11 +47,22 @@ def inputs_hash(context: Path, dockerfile: Path, facts: Iterable[str]) -> str:
     for fact in facts:
         _add(digest, fact.encode())
     _add(digest, dockerfile.read_bytes())
+    _add_folder(digest, context)
+    return digest.hexdigest()
+
+
+def folder_hash(context: Path) -> str:
+    """SHA-256 over what a build of the folder can see."""
+    digest = hashlib.sha256()
+    _add_folder(digest, context)
+    return digest.hexdigest()
+
+
+def _add_folder(digest: hashlib._Hash, context: Path) -> None:
     for path in context_files(context):
         _add(digest, str(path.relative_to(context)).encode())
         _add(digest, f"{path.lstat().st_mode:o}".encode())
         _add(digest, str(path.readlink()).encode() if path.is_symlink() else path.read_bytes())
-    return digest.hexdigest()
 
 
 def _add(digest: hashlib._Hash, data: bytes) -> None:

@@ -168,6 +168,7 @@ def summary(result: Result, folder: Path, *, keep: bool) -> str:
     lost = result.recovery
     rows = {
         "video": result.video,
+        "model": "untrained placeholder model: random weights, so the pictures mean nothing",
         "recovery": f"{lost.seconds:.2f} s from kill -9 of {lost.killed} (step {lost.killed_at_step})"
         f" to the first step on {lost.taken_over_by}",
         "address": result.url,

@@ -72,7 +72,7 @@ def plan_builds(
                 target=target,
                 args=_args(name, torch),
                 stamps=stamps,
-                contexts=(("wheels", wheels),) if name == "webui-cpu" else (),
+                contexts=_contexts(root, name, wheels),
                 secrets=tuple(secrets),
                 tags=(f"{REPOSITORY}/{name}:{tag}",),
                 bases=(_base_ref(suite),) if suite else (),
@@ -98,6 +98,12 @@ def _base_build(root: Path, suite: str, tag: str, stamps: tuple[tuple[str, str],
         bases=(f"{RAW}:{suite}",),
         needs=(),
     )
+
+
+def _contexts(root: Path, name: str, wheels: Path) -> tuple[tuple[str, Path], ...]:
+    """Folders beside the image's own."""
+    shared = (("sdapi", root / "images" / "sdapi"),) if IMAGES[name][0] in ("webui", "services") else ()
+    return ((("wheels", wheels),) if name == "webui-cpu" else ()) + shared
 
 
 def _base_ref(suite: str) -> str:

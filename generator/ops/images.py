@@ -21,7 +21,7 @@ from generator.docker import Engine, Image
 from generator.errors import GeneratorError, UserError
 from generator.ops import torch_choice
 from generator.ops.base_image import ensure_base
-from generator.ops.build_inputs import inputs_hash
+from generator.ops.build_inputs import folder_hash, inputs_hash
 from generator.ops.image_plan import DEFAULT_NAMES, INPUTS_LABEL, Build, build_args, plan_builds
 from generator.ops.torch_choice import TorchChoice
 from generator.progress import Progress, Task
@@ -156,8 +156,11 @@ class _Runner:
             base = self._engine.image(ref)
             yield f"{ref}={base.id if base else 'not here'}"
         for name, folder in build.contexts:
-            # A wheel's name and size say what it is; reading 200 MB would cost more than the whole check.
-            yield from (f"{name}/{path.name} {path.stat().st_size}" for path in sorted(folder.iterdir()))
+            if name == "wheels":
+                # A wheel's name and size say what it is; reading 200 MB would cost more than the whole check.
+                yield from (f"{name}/{path.name} {path.stat().st_size}" for path in sorted(folder.iterdir()))
+            else:
+                yield f"{name} {folder_hash(folder)}"
 
 
 def _result(build: Build, image: Image, *, built: bool) -> BuildResult:

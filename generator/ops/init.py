@@ -17,7 +17,7 @@ def init(target: Path, *, force: bool = False) -> Path:
     if target.is_dir():
         raise UserError(Problem("this is a folder; name the file to write, like cluster.yaml in it", str(target)))
     try:
-        _write_whole(target, TEMPLATE.read_bytes(), force=force)
+        write_whole(target, TEMPLATE.read_bytes(), force=force)
     except FileExistsError:
         hint = "exists already; name another file, or replace it with --force"
         raise UserError(Problem(hint, str(target))) from None
@@ -27,7 +27,8 @@ def init(target: Path, *, force: bool = False) -> Path:
     return target
 
 
-def _write_whole(target: Path, content: bytes, *, force: bool) -> None:
+def write_whole(target: Path, content: bytes, *, force: bool) -> None:
+    """All of `content` or nothing of it. FileExistsError without `force`; OSError when the folder or disk refuses."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,23 @@ def table(result: Status) -> Table:
     for host, why in result.unreachable.items():
         rows.add_row(host, "?", "[red]unreachable[/]", "", escape(why.splitlines()[-1]))
     return rows
+
+
+def workers_table(cluster: Mapping[str, Any]) -> Table:
+    """The workers as the queue knows them. `loaded`: what a worker has really loaded, code and model files in one
+    checksum; one that differs from most paints other pictures, and the gateway keeps requests from it."""
+    workers = cluster.get("workers") or []
+    usual = usual_fingerprint(workers)
+    rows = Table(*(Column(name, overflow="fold") for name in ("worker", "state", "engine", "loaded")), box=None)
+    for one in workers:
+        state = escape(str(one["state"])) if one.get("alive") else "silent"
+        loaded = str(one.get("fingerprint") or "")
+        told = escape(loaded[:12]) if loaded in ("", usual) else f"[red]{escape(loaded[:12])} differs[/]"
+        rows.add_row(escape(str(one["name"])), state, escape(str(one.get("engine") or "")), told)
+    return rows
+
+
+def usual_fingerprint(workers: Sequence[Mapping[str, Any]]) -> str:
+    """That of most workers that are alive (of equally many: the first in the alphabet); empty where none has one."""
+    counts = Counter(str(one["fingerprint"]) for one in workers if one.get("alive") and one.get("fingerprint"))
+    return min(counts, key=lambda fingerprint: (-counts[fingerprint], fingerprint), default="")

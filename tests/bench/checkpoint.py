@@ -87,6 +87,9 @@ class Steps:
     def phase(self, *_: Any) -> None:
         pass
 
+    def decoded(self, *_: Any) -> None:
+        pass
+
     def check(self) -> None:
         pass
 

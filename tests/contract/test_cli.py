@@ -142,7 +142,9 @@ def test_wrong_words_are_the_users_error(words: list[str]) -> None:
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
 
 
-@pytest.mark.parametrize("words", [[], ["images"], ["demo"], ["render"], ["secrets"], ["doctor"], ["up"]])
+@pytest.mark.parametrize(
+    "words", [[], ["images"], ["demo"], ["render"], ["secrets"], ["doctor"], ["up"], ["models"], ["models", "pull"]]
+)
 def test_help_teaches(words: list[str]) -> None:
     result = generator(*words, "--help")
     assert (result.returncode, "Usage:" in result.stdout) == (0, True)

@@ -13,6 +13,7 @@ from generator.plan import plan
 from generator.render import render
 from generator.secrets import Store, lay_out, redis_names
 from generator.sources import ROOT, read_sources
+from tests.unit.generator.clusters import one_host, three_hosts
 
 pytestmark = pytest.mark.docker
 
@@ -26,5 +27,22 @@ def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, f
     lay_out(the_plan, tmp_path, store.read())
     folders = sorted(path.parent for path in tmp_path.glob("*/compose.yaml"))
     assert len(folders) == hosts
+    for folder in folders:
+        assert engine.compose(folder, "config", "-q") == ""
+
+
+@pytest.mark.parametrize(
+    "webui",
+    [
+        {"engine": "a1111", "image": "studio/a1111:1"},
+        {"engine": "a1111", "url": "http://{address}:1786{index}", "auth_file": "/etc/a1111-auth"},
+    ],
+    ids=["image", "url"],
+)
+def test_compose_accepts_a_foreign_a1111(engine: Engine, tmp_path: Path, webui: dict[str, str]) -> None:
+    for cluster in (three_hosts(webui=webui), one_host(webui=webui)):
+        tree.write(tmp_path / cluster.name / str(len(cluster.hosts)), render(plan(cluster), read_sources()))
+    folders = [path.parent for path in tmp_path.glob("*/*/*/compose.yaml")]
+    assert len(folders) == 4
     for folder in folders:
         assert engine.compose(folder, "config", "-q") == ""

@@ -19,7 +19,7 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
     ids=" ".join,
 )
 def test_clean(command: list[str]) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/images/services:{ROOT}/images/webui"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/images/services:{ROOT}/images/webui:{ROOT}/images/sdapi"}
     argv = [str(SCRIPTS / command[0]), *command[1:]]
     result = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -33,7 +33,7 @@ async def running_api(folder: Path, redis: Mapping[str, str]) -> AsyncIterator[s
     write_keys(folder / "api_keys")
     (port,) = free_ports(1)
     environment = {
-        "PYTHONPATH": str(SERVICES),
+        "PYTHONPATH": SERVICES,
         "APPLIANCE_SECRETS_DIR": str(folder),
         "APPLIANCE_NODE_NAME": "test",
         "APPLIANCE_REDIS_USERNAME": "default",

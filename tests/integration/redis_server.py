@@ -29,7 +29,8 @@ from appliance.redis_link import RedisLink
 from appliance.settings import Address, QueueSettings, RedisSettings, Secret
 
 PASSWORD = "integration"  # of servers on loopback that live as long as a test
-SERVICES = Path(__file__).resolve().parents[2] / "images" / "services"
+IMAGES = Path(__file__).resolve().parents[2] / "images"
+SERVICES = f"{IMAGES}/services:{IMAGES}/sdapi"  # as PYTHONPATH has it
 FAST = QueueSettings(lease_seconds=0.3, beat_seconds=0.1, failover_grace_seconds=0.6, queue_limit=20)
 READY_SECONDS = 20.0
 ONCE = Retry(NoBackoff(), 0)

@@ -396,6 +396,19 @@ async def test_leftover_work_is_interrupted_before_a_claim(queue: Queue, peer: P
     assert peer.interrupted[0] == "01900000-0000-7000-8000-000000000000"
 
 
+async def test_a_webui_busy_with_a_run_of_its_own_is_left_alone(queue: Queue, peer: Peer, agent: Running) -> None:
+    peer.busy = "local"
+    await asyncio.sleep(0.6)
+    job_id = await add(queue)
+    await asyncio.sleep(1.2)
+    job = await queue.get(job_id)
+    assert job is not None
+    assert (job.state, job.attempts, peer.requests, peer.interrupted) == (JobState.QUEUED, 0, [], [])
+    peer.busy = None
+    await wait_for(queue, job_id, JobState.DONE)
+    assert peer.interrupted == []
+
+
 async def test_a_drained_agent_lets_a_short_job_finish(queue: Queue, peer: Peer, agent: Running) -> None:
     peer.plan = ["wait"]
     job_id = await add(queue)
@@ -443,7 +456,7 @@ def start_process(peer: Peer, server: RedisServer, folder: Path, worker: str, **
     (folder / "redis_password").write_text(PASSWORD)
     (folder / "cluster_token").write_text(TOKEN)
     environment = {
-        "PATH": os.environ["PATH"], "PYTHONPATH": str(SERVICES), "APPLIANCE_SECRETS_DIR": str(folder),
+        "PATH": os.environ["PATH"], "PYTHONPATH": SERVICES, "APPLIANCE_SECRETS_DIR": str(folder),
         "TMPDIR": str(folder), "APPLIANCE_NODE_NAME": "test", "APPLIANCE_REDIS_USERNAME": "default",
         "APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{server.port}", "APPLIANCE_JOBS_DIR": str(peer.jobs_dir),
         "APPLIANCE_LEASE_SECONDS": "1", "APPLIANCE_BEAT_SECONDS": "0.1", "APPLIANCE_WORKER": worker,

@@ -437,10 +437,12 @@ def test_the_state_returns_soon_after_the_gateway_restarted(setup: Setup) -> Non
 
 @pytest.mark.parametrize(
     "path",
-    ["/internal/auth", "/internal/ping", "/metrics", "/webui/internal/generate", "/webui/internal", "/webui/metrics",
-     "/webui//internal/ping", "/webui/%69nternal/ping", "/webui/x/../internal/ping", "/api/../internal/auth",
+    ["/internal/auth", "/internal/generate", "/metrics", "/webui/internal/generate", "/webui/internal",
+     "/webui/metrics", "/webui//internal/ping", "/webui/%69nternal/ping", "/webui/x/../internal/ping",
+     "/api/../internal/auth",
      "/api/%2e%2e/internal/auth", "/api/..%2finternal/auth", "/webui/..%2fwebui/internal/ping", "/_auth", "/_problem",
-     "/state", "/nothing"],
+     "/state", "/nothing", "/sdapi/v1/../../internal/auth", "/sdapi/v1/..%2f..%2finternal/auth", "/sdapi/v2/loras",
+     "/internal/progress/x", "/webui/internal/progress"],
 )  # fmt: skip
 def test_private_paths_do_not_exist_outside(setup: Setup, path: str) -> None:
     host, _, port = setup.base.removeprefix("http://").partition(":")
@@ -512,16 +514,36 @@ def test_events_are_not_buffered(setup: Setup) -> None:
     assert arrivals[0] < 0.25 < arrivals[1] < 0.55 < arrivals[2]
 
 
-def test_submissions_are_limited_per_key(setup: Setup) -> None:
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"])
+def test_submissions_are_limited_per_key(setup: Setup, path: str) -> None:
     greedy = {"Authorization": f"Bearer {uuid.uuid4()}"}
     with httpx.Client(base_url=setup.base) as client:
-        answers = [client.post("/api/v1/jobs", json={}, headers=greedy) for _ in range(40)]
+        answers = [client.post(path, json={}, headers=greedy) for _ in range(40)]
         refused = [answer for answer in answers if answer.status_code == 429]
         assert 5 <= len(answers) - len(refused) <= 30
         assert refused[0].json()["type"] == "too-many-requests"
         assert refused[0].headers["retry-after"] == "1"
-        assert client.post("/api/v1/jobs", json={}, headers={"X-Api-Key": "modest"}).status_code == 200
-        assert client.get("/api/v1/jobs", headers=greedy).status_code == 200
+        assert client.post(path, json={}, headers={"X-Api-Key": f"modest {path}"}).status_code == 200
+        assert client.get(path, headers=greedy).status_code == 200
+
+
+def test_a1111s_calls_reach_the_api_with_their_credentials(setup: Setup) -> None:
+    calls = [("GET", "/sdapi/v1/progress"), ("POST", "/sdapi/v1/interrupt"), ("POST", "/sdapi/v1/txt2img")]
+    calls += [("GET", "/sdapi/v1/sd-models"), ("POST", "/internal/progress"), ("GET", "/internal/pending-tasks")]
+    # A node's own has no users: whoever asks for it here gets what keeps them apart.
+    calls += [("GET", "/webui/sdapi/v1/progress"), ("POST", "/webui/sdapi/v1/txt2img")]
+    for method, path in calls:
+        answer = httpx.request(method, f"{setup.base}{path}", headers=KEY, timeout=5)
+        assert answer.json()["path"] == path.removeprefix("/webui")
+        assert answer.json()["headers"]["authorization"] == KEY["Authorization"]
+    assert httpx.get(f"{setup.base}/internal/ping", timeout=5).json()["status"] == "ok"
+
+
+def test_what_nginx_refuses_of_a1111s_calls_has_its_shape(setup: Setup) -> None:
+    answer = httpx.post(f"{setup.base}/sdapi/v1/txt2img", headers=KEY, content=b"x" * 2 * MEBIBYTE, timeout=5)
+    assert answer.status_code == 413
+    assert {"error", "detail", "body", "errors"} <= set(answer.json())
+    assert answer.json()["type"] == "body-too-large"
 
 
 def test_large_bodies_and_broken_requests_get_problems(setup: Setup) -> None:

@@ -31,7 +31,7 @@ def tag(engine: Engine) -> Iterator[str]:
 
 def test_the_second_run_builds_nothing_and_the_image_is_locked_down(engine: Engine, tag: str, tmp_path: Path) -> None:
     # A copy: an edit in the checkout between the two builds would be a good reason for the second.
-    for name in ("base", "services"):
+    for name in ("base", "services", "sdapi"):
         shutil.copytree(ROOT / "images" / name, tmp_path / "images" / name)
 
     def build() -> list[bool]:

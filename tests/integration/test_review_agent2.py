@@ -271,7 +271,7 @@ def test_an_agent_whose_disk_hangs_can_be_stopped(redis_server: RedisServer, job
     (secrets / "cluster_token").write_text("t")
     environment = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(SERVICES),
+        "PYTHONPATH": SERVICES,
         "TMPDIR": str(tmp_path),
         "APPLIANCE_NODE_NAME": "test",
         "APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}",

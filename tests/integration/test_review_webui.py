@@ -99,5 +99,6 @@ def test_a_failure_is_told_by_its_own_name_even_if_nothing_can_be_released() -> 
     order = {"run": 1, "output_dir": "x", "request": {"prompt": "x"}}
     with pytest.raises(RuntimeError, match="CUDA"):  # and with it the process ends
         worker._run(Task(order, told.append, EngineSettings(), capabilities), capabilities)
-    assert [message["event"]["event"] for message in told] == ["started", "error"]
+    assert [message["event"]["event"] for message in told if message["type"] == "event"] == ["started", "error"]
     assert told[-1]["event"]["reason"] == "CUDA_ERROR"
+    assert told.index({"type": "ending"}) == len(told) - 2, "before the run is over, so that no order follows it"

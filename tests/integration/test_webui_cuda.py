@@ -23,6 +23,7 @@ def image(engine: Engine, images: str) -> Iterator[str]:
         pytest.skip("needs a torch wheel in a folder that PIP_FIND_LINKS names")
     authorities = Path("/etc/ssl/certs/ca-certificates.crt")
     arguments = ["--load", "--target=cuda", f"--tag={IMAGE}", f"--build-context=wheels={choice.wheel.parent}"]
+    arguments += [f"--build-context=sdapi={ROOT / 'images/sdapi'}"]
     arguments += ["--build-arg=TORCH_SOURCE=wheel", f"--build-arg=CUDA_BASE=animatediff-ha/base:{choice.suite}"]
     arguments += [f"--secret=id=ca_bundle,src={authorities}"] if authorities.exists() else []
     for _ in engine.build([*arguments, str(ROOT / "images/webui")], timeout=1500):

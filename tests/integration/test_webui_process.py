@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -111,6 +112,27 @@ async def test_a_dead_process_is_told_and_replaced(start: Start, fault: str, rea
     event = await last_event(process.submit(order("boom")))
     assert (event["event"], event["reason"]) == ("error", reason)
     assert "SIG" in event["message"]
+    await until(lambda: process.status == "ok")
+    assert (await last_event(process.submit(order())))["event"] == "done"
+
+
+async def test_a_process_that_is_about_to_be_missed_gets_no_job(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pipe has closed, but the end of a large process takes a moment."""
+    process = await start()
+    reaping = asyncio.Event()
+    reap = process._reap
+
+    async def reap_later(child: Any) -> int:
+        reaping.set()
+        await asyncio.sleep(0.2)
+        return await reap(child)
+
+    monkeypatch.setattr(process, "_reap", reap_later)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    await asyncio.wait_for(reaping.wait(), 5)
+    with pytest.raises(NotReadyError):
+        process.submit(order())
     await until(lambda: process.status == "ok")
     assert (await last_event(process.submit(order())))["event"] == "done"
 

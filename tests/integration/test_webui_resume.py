@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.webui_media import clip, image, pixels
 from tests.integration.webui_node import Node, generate, resumed_from, wait_for
+from webui.request import video_request
 
 Events = Iterator[dict[str, Any]]
 NewNode = Callable[..., Node]
@@ -107,7 +109,7 @@ def assert_goes_on(node: Node, job: Job, fence: int, step: int, **order: Any) ->
     """The attempt does the rest and no more, and the video is that of an attempt that was never stopped."""
     events = generate(node, job.order(fence, **order))
     assert resumed_from(events) == step
-    assert steps(events) == list(range(step + 1, job.request["steps"] + 1))
+    assert steps(events) == list(range(step + 1, video_request(job.request).total_steps + 1))
     done = events[-1]
     assert done["event"] == "done", done
     twin = Job(**job.request | {"seed": done["parameters"]["seed"]})
@@ -165,6 +167,33 @@ def test_an_interrupt_keeps_the_step_it_is_on(node: Node, step: int) -> None:
     assert answer == {"stopped": True, "job": job.id, "checkpoint_step": done}
     assert rest[-1]["reason"] == "CANCELLED"
     assert_goes_on(node, job, 6, done)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(
+            {"init_image": image(pixels()), "last_frame": image(pixels(1)), "denoising_strength": 0.5},
+            id="picture",
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"init_video": clip([pixels(), pixels(1)])}, id="clip"),
+        pytest.param({"prompt": "0: a cat\n2: a dog"}, id="travel", marks=pytest.mark.long),
+        pytest.param(
+            {"context_batch_size": 2, "context_stride": 2, "closed_loop": True},
+            id="closed windows",
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"free_init": {"iterations": 2}, "steps": 15}, id="free init"),
+    ],
+)
+def test_what_a_request_starts_from_and_loops_through_is_kept_too(node: Node, fields: dict[str, Any]) -> None:
+    job = Job(**fields)
+    done = assert_goes_on(node, job, 6, keep(node, job))
+    other = Job(**fields | {"prompt": "0: a cat\n1: a dog", "init_image": None, "last_frame": None})
+    other.id, other.folder = job.id, job.folder
+    assert resumed_from(generate(node, other.order(7))) == 0
+    assert done["files"] != generate(node, other.order(8))[-1]["files"]
 
 
 def test_an_interrupt_without_that_keeps_nothing(node: Node) -> None:
@@ -323,9 +352,14 @@ def test_each_phase_is_told_while_it_lasts(new_node: NewNode, phase: str) -> Non
 
 def test_the_ping_says_what_the_node_can_do(new_node: NewNode, node: Node) -> None:
     plain = node.wait("ok")
-    assert plain["capabilities"] == {
+    told = plain["capabilities"]
+    assert ("Euler a" in told.pop("samplers"), "Karras" in told.pop("schedulers")) == (True, True)
+    assert told == {
         "models": ["synthetic"],
         "motion_modules": ["synthetic"],
+        "loras": [],
+        "vaes": [],
+        "controlnets": [],
         "vram_mib": 0,
         "max_frames": 128,
     }

@@ -138,13 +138,13 @@ def test_interrupt_of_any_job(node: Node) -> None:
 
 
 def test_what_is_not_supported_is_refused_by_name(node: Node) -> None:
-    answer = node.client.post("/internal/generate", json=order(loras=[{"name": "x"}], width=65, colour="red"))
+    answer = node.client.post("/internal/generate", json=order(loras=[{"name": 3}], width=65, colour="red"))
     assert answer.status_code == 422
     body = answer.json()
     assert (body["type"], body["reason"]) == ("invalid-input", "INVALID_INPUT")
-    assert [error["field"] for error in body["errors"]] == ["request.colour", "request.loras", "request.width"]
-    answer = node.client.post("/internal/generate", json=order(model="other"))
-    assert [error["field"] for error in answer.json()["errors"]] == ["request.model"]
+    assert [error["field"] for error in body["errors"]] == ["request.colour", "request.loras[0].name", "request.width"]
+    answer = node.client.post("/internal/generate", json=order(model="other", loras=[{"name": "x"}]))
+    assert [error["field"] for error in answer.json()["errors"]] == ["request.model", "request.loras[0].name"]
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,12 @@ def test_a_huge_body_is_refused_before_it_is_read_whole(node: Node) -> None:
     assert node.wait("ok")["busy"] is None
 
 
-def test_the_page_escapes_and_runs_nothing_foreign(node: Node) -> None:
+def test_the_page_holds_and_runs_nothing_foreign(node: Node) -> None:
     answer = node.client.get("/")
-    assert "&lt;gpu-01&gt;" in answer.text
-    assert "<gpu-01>" not in answer.text
+    assert "gpu-01" not in answer.text, "what it shows it asks for, and shows as text (test_webui_page.py)"
     policy = answer.headers["content-security-policy"]
-    nonce = policy.split("script-src 'nonce-")[1].split("'")[0]
-    assert answer.text.count(f'nonce="{nonce}"') == 2
-    assert "http" not in answer.text.replace('"HTTP', "").replace("http-equiv", "")
+    assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+    assert "http" not in answer.text
 
 
 def test_the_state_shows_progress_but_no_prompt(node: Node) -> None:
@@ -205,7 +203,7 @@ def test_metrics_count_what_happened(node: Node) -> None:
 
 def test_the_http_process_never_loads_what_only_the_engine_needs() -> None:
     code = "import sys, webui.serve; print(sorted({'torch', 'diffusers', 'av', 'transformers'} & sys.modules.keys()))"
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "images" / "webui")}
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}/images/webui:{ROOT}/images/sdapi"}
     shown = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
 

@@ -26,7 +26,7 @@ class Node:
     def __init__(self, root: Path, markers: bool = True, jobs: Path | None = None, **environ: str) -> None:
         self.jobs, self.models = jobs or root / "jobs", root / "models"
         for folder in (self.jobs, self.models, root / "secrets"):
-            folder.mkdir(parents=True, exist_ok=folder == jobs)
+            folder.mkdir(parents=True, exist_ok=folder != self.jobs or jobs is not None)
         if markers:
             self.put_markers()
         (root / "secrets" / "cluster_token").write_text(TOKEN + "\n")
@@ -35,13 +35,14 @@ class Node:
             self.port = probe.getsockname()[1]
         self.environ = {
             **os.environ,
-            "PYTHONPATH": str(ROOT / "images" / "webui"),
+            "PYTHONPATH": f"{ROOT}/images/webui:{ROOT}/images/sdapi",
             "APPLIANCE_NODE_NAME": "<gpu-01>",
             "APPLIANCE_ENGINE": "synthetic",
             "APPLIANCE_LISTEN": f"127.0.0.1:{self.port}",
             "APPLIANCE_SECRETS_DIR": str(root / "secrets"),
             "APPLIANCE_JOBS_DIR": str(self.jobs),
             "APPLIANCE_MODELS_DIR": str(self.models),
+            "APPLIANCE_SCRATCH_DIR": str(root / "scratch"),
             "APPLIANCE_SYNTHETIC_STEP_SECONDS": "0.05",
             **environ,
         }
@@ -63,13 +64,13 @@ class Node:
         except httpx.TransportError:
             return None
 
-    def wait(self, status: str) -> dict[str, Any]:
+    def wait(self, status: str, seconds: float = 10) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             answer = self.ping()
             body: dict[str, Any] = answer.json() if answer is not None else {}
             return body if body.get("status") == status else None
 
-        found: dict[str, Any] = wait_for(reached)
+        found: dict[str, Any] = wait_for(reached, seconds)
         return found
 
     def written_log(self) -> str:

@@ -14,12 +14,29 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from appliance.job_fields import (
+    MAX_FRAMES,
+    Choice,
+    Clip,
+    ControlNet,
+    FreeInit,
+    Image,
+    Lora,
+    ModelName,
+    OutputFormat,
+    Pixels,
+    Prompt,
+    SparseControl,
+    frames_named,
+    model_stem,
+    require_number,
+)
 
 DEFAULT_CLASS: Final = "default"
 METADATA_LIMIT_BYTES: Final = 4096
 METADATA_LIMIT_LEVELS: Final = 100  # pydantic's serializer gives up at about 250
-INIT_IMAGE_LIMIT_CHARS: Final = 15 * 1024 * 1024
 MAX_PIXEL_FRAMES: Final = 64 * 1024 * 1024  # width x height x frames: 64 frames of 1024², 128 of 720²
 
 
@@ -81,40 +98,13 @@ class Priority(str, Enum):
         return {Priority.HIGH: 0, Priority.NORMAL: 600, Priority.LOW: 3600}[self]
 
 
-class OutputFormat(str, Enum):
-    MP4 = "mp4"
-    GIF = "gif"
-    WEBP = "webp"
-    FRAMES = "frames"
-
-
-Prompt = Annotated[str, Field(max_length=4000)]
-ModelName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f]+$")]
-Pixels = Annotated[int, Field(ge=64, le=1024, multiple_of=8)]
-
-
 NUMBERS: Final = (
     *("width", "height", "frames", "fps", "steps", "cfg_scale", "seed", "deadline_seconds"),
-    *("context_batch_size", "context_stride", "context_overlap"),
+    *("context_batch_size", "context_stride", "context_overlap", "clip_skip", "loop_number", "denoising_strength"),
+    *("latent_power", "latent_scale", "latent_power_last", "latent_scale_last"),
 )
-
-
-def require_number(value: object) -> object:
-    if isinstance(value, (bool, str)):
-        raise ValueError("is not a number")
-    return value
-
-
-class Lora(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    name: ModelName
-    weight: float = Field(1.0, ge=-4, le=4)
-
-    @field_validator("weight", mode="before")
-    @classmethod
-    def _refuse_texts_for_numbers(cls, value: object) -> object:
-        return require_number(value)
+# What a request carries inside itself and only the worker looks at: as large as it is private.
+PICTURES: Final = ("init_image", "last_frame", "init_video", "controlnets", "sparse_control")
 
 
 class JobRequest(BaseModel):
@@ -126,21 +116,35 @@ class JobRequest(BaseModel):
     negative_prompt: Prompt = ""
     width: Pixels = 512
     height: Pixels = 512
-    frames: int = Field(16, ge=1, le=128)
+    frames: int = Field(16, ge=1, le=MAX_FRAMES, validate_default=True)
     fps: int = Field(8, ge=1, le=60)
     steps: int = Field(20, ge=1, le=150)
     cfg_scale: float = Field(7.5, ge=0, le=30)
     seed: int = Field(-1, ge=-1, le=2**63 - 1)
-    sampler: Annotated[str, Field(max_length=64)] | None = None
+    sampler: Choice | None = None
+    scheduler: Choice | None = None
     model: ModelName | None = None
     motion_module: ModelName | None = None
+    vae: ModelName | None = None
+    clip_skip: int = Field(1, ge=1, le=4)
     loras: list[Lora] = Field(default_factory=list, max_length=8)
-    init_image: Annotated[str, Field(max_length=INIT_IMAGE_LIMIT_CHARS)] | None = None
-    context_batch_size: int | None = Field(None, ge=1, le=128)
-    context_stride: int | None = Field(None, ge=1, le=16)
-    context_overlap: int | None = Field(None, ge=-1, le=127)
+    init_image: Image | None = None
+    last_frame: Image | None = None
+    init_video: Clip | None = None
+    denoising_strength: float = Field(0.75, ge=0, le=1)
+    latent_power: float = Field(1.0, ge=0.1, le=10)
+    latent_scale: float = Field(32.0, ge=1, le=128)
+    latent_power_last: float = Field(1.0, ge=0.1, le=10)
+    latent_scale_last: float = Field(32.0, ge=1, le=128)
+    free_init: FreeInit | None = None
+    controlnets: list[ControlNet] = Field(default_factory=list, max_length=2)
+    sparse_control: SparseControl | None = None
+    context_batch_size: int | None = Field(None, ge=1, le=MAX_FRAMES)
+    context_stride: int | None = Field(None, ge=1, le=8)
+    context_overlap: int | None = Field(None, ge=-1, le=MAX_FRAMES - 1)
     closed_loop: bool = Field(False, strict=True)
-    format: list[OutputFormat] = Field(default_factory=lambda: [OutputFormat.MP4], min_length=1, max_length=4)
+    loop_number: int = Field(0, ge=0, le=65535)
+    format: list[OutputFormat] = Field(default_factory=lambda: [OutputFormat.MP4], min_length=1, max_length=5)
     priority: Priority = Priority.NORMAL
     deadline_seconds: float | None = Field(None, gt=0, le=7 * 86400)
     metadata: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"maxProperties": 256})
@@ -172,6 +176,32 @@ class JobRequest(BaseModel):
             raise ValueError(f"is nested too deeply; at most {METADATA_LIMIT_LEVELS} levels are kept")
         return value
 
+    @field_validator("frames")
+    @classmethod
+    def _limit_travel(cls, value: int, info: ValidationInfo) -> int:
+        if late := [number for number in frames_named(info.data.get("prompt", "")) if number >= value]:
+            raise ValueError(f"the prompt travels to frame {late[0]}, and there are only {value}, numbered from 0")
+        return value
+
+    @field_validator("init_video")
+    @classmethod
+    def _refuse_two_starts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("init_image") is not None:
+            raise ValueError("cannot be given together with init_image")
+        return value
+
+    @field_validator("sparse_control")
+    @classmethod
+    def _limit_key_frames(cls, value: SparseControl | None, info: ValidationInfo) -> SparseControl | None:
+        frames = info.data.get("frames", MAX_FRAMES)
+        if value is not None and (last := max(item.frame for item in value.images)) >= frames:
+            raise ValueError(f"names frame {last}, and there are only {frames}, numbered from 0")
+        return value
+
+    @property
+    def carries_pictures(self) -> bool:
+        return any(getattr(self, name) for name in PICTURES)
+
     def canonical_json(self) -> str:
         """What the client said, in one spelling: equal requests are equal texts. Pure ASCII."""
         body = self.model_dump(mode="json", exclude_unset=True)
@@ -194,7 +224,14 @@ def pixel_frames(request: JobRequest) -> int:
 def estimate_cost_ms(request: JobRequest) -> int:
     """GPU milliseconds on the reference card: 16 frames of 512² in 20 steps are taken as 10 s. Only ratios matter."""
     pixels = request.width * request.height / 512**2
-    return max(100, round(10_000 * pixels * (request.frames / 16) * (request.steps / 20)))
+    return max(100, round(10_000 * pixels * (request.frames / 16) * (_steps_run(request) / 20)))
+
+
+def _steps_run(request: JobRequest) -> float:
+    """Starting from a picture leaves out the first steps; FreeInit runs all of them again and again."""
+    from_picture = request.init_image is not None or request.init_video is not None
+    strength = request.denoising_strength if from_picture else 1.0
+    return request.steps * strength * (request.free_init.iterations if request.free_init else 1)
 
 
 # What AnimateDiff on Stable Diffusion 1.5 takes in half precision: the models, then this much per 16 frames of 512².
@@ -234,6 +271,11 @@ class Capabilities:
     motion_modules: tuple[str, ...] | None = None
     vram_mib: int = 0
     max_frames: int = 0
+    loras: tuple[str, ...] | None = None
+    vaes: tuple[str, ...] | None = None
+    controlnets: tuple[str, ...] | None = None
+    samplers: tuple[str, ...] | None = None
+    schedulers: tuple[str, ...] | None = None
 
     @classmethod
     def parse(cls, raw: object) -> Capabilities:
@@ -241,16 +283,26 @@ class Capabilities:
         if not isinstance(raw, Mapping):
             return cls()
         return cls(
-            models=_names(raw.get("models")),
-            motion_modules=_names(raw.get("motion_modules")),
+            models=_model_names(raw.get("models")),
+            motion_modules=_model_names(raw.get("motion_modules")),
             vram_mib=_count(raw.get("vram_mib")),
             max_frames=_count(raw.get("max_frames")),
+            loras=_model_names(raw.get("loras")),
+            vaes=_model_names(raw.get("vaes")),
+            controlnets=_model_names(raw.get("controlnets")),
+            samplers=_names(raw.get("samplers")),
+            schedulers=_names(raw.get("schedulers")),
         )
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it; what would be None is left out."""
         named = {name: value for name, value in vars(self).items() if value is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+    def for_claim(self) -> dict[str, Any]:
+        """What `lacks` looks at: the rest is for people to choose from, and a claim is made every second."""
+        counted = ("models", "motion_modules", "vram_mib", "max_frames")
+        return {name: value for name, value in self.as_dict().items() if name in counted}
 
     def lacks(self, needs: Needs) -> tuple[str, ...]:
         """The names of the needs that are not met."""
@@ -265,8 +317,21 @@ class Capabilities:
         return tuple(name for name, lacks in lacking.items() if lacks)
 
 
+# A worker's record lies in Redis and is read with every listing: a folder of ten thousand LoRAs must not get there.
+NAMES_LIMIT: Final = 1000
+NAME_LIMIT_CHARS: Final = 200
+
+
 def _names(value: object) -> tuple[str, ...] | None:
-    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, (list, tuple)) else None
+    """None too for a list too long to keep: what is not listed must not look as if it were missing."""
+    if not isinstance(value, (list, tuple)) or len(value) > NAMES_LIMIT:
+        return None
+    return tuple(item for item in value if isinstance(item, str) and len(item) <= NAME_LIMIT_CHARS)
+
+
+def _model_names(value: object) -> tuple[str, ...] | None:
+    names = _names(value)
+    return None if names is None else tuple(dict.fromkeys(model_stem(name) for name in names))
 
 
 def _count(value: object) -> int:
@@ -280,8 +345,8 @@ def needs_of(request: JobRequest) -> Needs:
     window = min(request.frames, request.context_batch_size or request.frames)  # what the motion module sees at once
     frames = next(limit for limit in FRAME_CLASSES if window <= limit)
     return Needs(
-        model=request.model,
-        motion_module=request.motion_module,
+        model=None if request.model is None else model_stem(request.model),
+        motion_module=None if request.motion_module is None else model_stem(request.motion_module),
         vram_mib=0 if vram <= VRAM_PLAIN_MIB else math.ceil(vram / VRAM_STEP_MIB) * VRAM_STEP_MIB,
         frames=0 if frames == FRAME_CLASSES[0] else frames,
     )
@@ -292,13 +357,24 @@ def resolution_of(request: JobRequest) -> str:
     return f"{request.width}x{request.height}"
 
 
+LOGGED: Final = (
+    *("width", "height", "frames", "fps", "steps", "cfg_scale", "sampler", "scheduler", "format"),
+    *("model", "motion_module", "vae", "clip_skip", "denoising_strength"),
+    *("context_batch_size", "context_overlap", "closed_loop"),
+)
+
+
 def describe_for_log(request: dict[str, Any]) -> dict[str, Any]:
-    """The parameters worth correlating failures with; never the prompt, which belongs to the user."""
-    shown = ("width", "height", "frames", "fps", "steps", "cfg_scale", "sampler", "model", "motion_module", "format")
-    filled = {name: JobRequest.model_fields[name].get_default(call_default_factory=True) for name in shown}
-    filled.update({name: request[name] for name in shown if name in request})
+    """The parameters worth correlating failures with; never the prompt or a picture, which belong to the user."""
+    filled = {name: JobRequest.model_fields[name].get_default(call_default_factory=True) for name in LOGGED}
+    filled.update({name: request[name] for name in LOGGED if name in request})
     filled["format"] = [getattr(item, "value", item) for item in filled["format"]]
     filled["loras"] = [lora.get("name") for lora in request.get("loras", [])]
+    filled["controlnets"] = [control.get("model") for control in request.get("controlnets", [])]
+    filled["sparse_control"] = (request.get("sparse_control") or {}).get("model")
+    free_init = request.get("free_init")
+    filled["free_init"] = None if free_init is None else free_init.get("iterations", 3)
+    filled["pictures"] = [name for name in PICTURES if request.get(name)]
     return filled
 
 

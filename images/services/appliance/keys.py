@@ -31,6 +31,7 @@ JOB_EVENTS_PREFIX = f"{TAG}:ev:"
 WORKER_PREFIX = f"{TAG}:w:"
 USER_JOBS_PREFIX = f"{TAG}:jobs:"
 IDEMPOTENCY_PREFIX = f"{TAG}:idem:"
+NOTES_PREFIX = f"{TAG}:notes:"
 
 RUN_GROUP = "g"
 
@@ -87,3 +88,7 @@ def user_jobs(user: str) -> str:
 
 def idempotency(user: str, key: str) -> str:
     return f"{IDEMPOTENCY_PREFIX}{user}:{key}"
+
+
+def notes(user: str) -> str:
+    return NOTES_PREFIX + user

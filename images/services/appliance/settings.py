@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,6 +93,23 @@ class ApiSettings:
 
 
 @dataclass(frozen=True)
+class A1111Settings:
+    """A foreign AUTOMATIC1111 that the agent drives instead of our own webui."""
+
+    url: str
+    motion_module: str
+    auth: Secret
+    """`user:password` of its --api-auth; empty: none."""
+    load_seconds: float = 300.0
+    silence_seconds: float = 15.0
+    """Without an answer this long it counts as hung: while it loads, its interpreter may well be busy for seconds."""
+    deaf_seconds: float = 120.0
+    """Going on this long in spite of interrupts, it is asked to end itself."""
+    listen: Address | None = None
+    """Where the agent answers the controller's probes in the A1111's stead; None: nowhere."""
+
+
+@dataclass(frozen=True)
 class AgentSettings:
     common: Common
     redis: RedisSettings
@@ -107,6 +124,8 @@ class AgentSettings:
     load_seconds: float = 300.0
     decode_seconds: float = 120.0
     encode_seconds: float = 120.0
+    a1111: A1111Settings | None = None
+    """None: the webui is our own."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +313,28 @@ def read_agent_settings(environment: Mapping[str, str]) -> AgentSettings:
         decode_seconds=reader.number("APPLIANCE_DECODE_SECONDS", 120, 0.2, 86400),
         encode_seconds=reader.number("APPLIANCE_ENCODE_SECONDS", 120, 0.2, 86400),
     )
+    settings = replace(settings, a1111=_read_a1111(reader, settings))
     reader.finish()
     return settings
+
+
+def _read_a1111(reader: Reader, settings: AgentSettings) -> A1111Settings | None:
+    engine = reader.text("APPLIANCE_WEBUI_ENGINE", "own")
+    if engine not in ("own", "a1111"):
+        reader.problems.append(f"APPLIANCE_WEBUI_ENGINE: {engine!r} is not one of own, a1111")
+    if engine != "a1111":
+        return None
+    folder = settings.common.secrets_dir
+    return A1111Settings(
+        url=settings.webui_url,
+        motion_module=reader.text("APPLIANCE_MOTION_MODULE"),
+        auth=reader.secret(folder, "a1111_auth") if (folder / "a1111_auth").exists() else Secret(""),
+        load_seconds=settings.load_seconds,
+        silence_seconds=reader.number("APPLIANCE_A1111_SILENCE_SECONDS", 15, 0.5, 3600),
+        # An interrupt is heard neither while models load nor while the video is decoded.
+        deaf_seconds=max(settings.load_seconds, settings.decode_seconds),
+        listen=reader.address("APPLIANCE_LISTEN", "0.0.0.0:7860"),
+    )
 
 
 def read_storage_settings(environment: Mapping[str, str]) -> StorageSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from appliance.errors import StorageError
 from appliance.job import attempt_folder, job_folder
 
 MARKER = ".animatediff-ha"
-MODEL_FOLDERS = ("checkpoint", "motion_module", "lora", "vae")
+MODEL_FOLDERS = ("checkpoint", "motion_module", "lora", "vae", "controlnet")
 OWNER = 10001
 COMMIT_BYTES = 1 << 20
 NAME_BYTES = 255
@@ -169,6 +170,8 @@ def verify_files(jobs_dir: Path, job_id: str, fence: int, files: tuple[ResultFil
     """The files a webui reported are there with their sizes; raises WrongFileError naming the first that is not."""
     if not files:
         raise WrongFileError("the webui reported no files")
+    if len(json.dumps([asdict(file) for file in files])) > COMMIT_BYTES // 2:  # what is written must be readable again
+        raise WrongFileError(f"the webui reported {len(files)} files, more than a COMMIT can describe")
     folder = jobs_dir / attempt_folder(job_id, fence)
     for file in files:
         path = folder / file.name
@@ -204,6 +207,24 @@ def make_attempt_folder(jobs_dir: Path, job_id: str, fence: int) -> None:
                     raise
     except OSError as error:
         raise StorageError(f"the attempt's folder cannot be made: {error}") from error
+
+
+def write_result(jobs_dir: Path, job_id: str, fence: int, name: str, media_type: str, content: bytes) -> ResultFile:
+    """One file of an attempt's result, whole and on the disk or not at all. The attempt's folder must be there."""
+    folder = jobs_dir / attempt_folder(job_id, fence)
+    temporary = folder / f".{name}.tmp"
+    try:
+        if not is_plain_name(name) or not _is_inside(jobs_dir, folder / name):
+            raise StorageError(f"{folder / name}: is not inside the attempt's folder")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / name)
+        _sync_folder(folder)
+    except OSError as error:
+        raise StorageError(f"{folder / name}: cannot be written: {error}") from error
+    return ResultFile(name, media_type, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _make_durably(root: Path, relative: Path) -> None:

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from webui.durable import sync
 from webui.engine.base import EngineError, Snapshot
 from webui.folders import refuse_links
 from webui.request import MemorySettings, VideoRequest, context_of
-from webui.video import sync
 
 NAME = re.compile(r"(?P<fence>\d{1,20})-(?P<step>\d{1,6})\.safetensors")
 TEMPORARY = re.compile(r"\.(?P<fence>\d{1,20})-\d{1,6}\.safetensors\.\d+\.tmp")
@@ -47,12 +47,15 @@ class Identity:
 
     fingerprint: str
     request: str
+    models: str = ""
+    """Of the request's own models: two files of the same name must not go on from one another."""
 
 
 def request_hash(request: VideoRequest, memory: MemorySettings) -> str:
     """Covers what shapes the latents; how they are decoded and played is no part of it."""
     fields = asdict(request) | {"context_batch_size": context_of(request, memory)}
-    del fields["fps"]
+    for name in ("fps", "format", "loop_number"):
+        del fields[name]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from webui.durable import sync
 from webui.engine.base import EngineError
-from webui.video import sync
 
 
 def make_folder(root: Path, relative: str) -> Path:
     """Makes the folder durable, but never the root: a missing mount must not be papered over."""
+    for _ in range(2):
+        # A day's folder, empty until now, may be removed with the last old job in it.
+        with contextlib.suppress(FileNotFoundError):
+            return _make(root, relative)
+    return _make(root, relative)
+
+
+def _make(root: Path, relative: str) -> Path:
     folder = root
     for folder in _parts(root, relative):
         try:

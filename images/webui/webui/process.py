@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +20,12 @@ from prometheus_client import Counter, Gauge, Histogram
 
 import webui
 from webui.engine.base import POISONING, Capabilities, Reason
+from webui.engine_run import Event, Run
 from webui.request import Order
 from webui.settings import EngineSettings
 
-Event = dict[str, Any]
+__all__ = ["BusyError", "EngineProcess", "Event", "NotReadyError", "Run", "explain_exit"]
+
 Status = Literal["loading", "ok", "error", "draining"]
 
 STEPS = Counter("webui_steps", "Denoising steps done")
@@ -32,7 +34,8 @@ STARTS = Counter("webui_engine_starts", "Starts of the engine process")
 RESIDENT = Gauge("webui_engine_resident_memory_bytes", "Resident memory of the engine process")
 LOAD_SECONDS = Histogram(
     "animatediff_model_load_time_seconds",
-    "Time to load the models; cache is cold for the first load after the server's start",
+    "Time to load the models; cache is cold for the first load after the server's start, cached for one from the "
+    "page cache or from main memory, switched for other models from disk",
     ["model", "cache"],
     buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
@@ -52,45 +55,8 @@ class NotReadyError(Exception):
 
 class BusyError(Exception):
     def __init__(self, job: str) -> None:
-        super().__init__(f"job {job} is running")
+        super().__init__("a run of this node's own is running" if job == "local" else f"job {job} is running")
         self.job = job
-
-
-class Run:
-    """One generation, from the order to the moment when the engine is free again."""
-
-    def __init__(self, number: int, order: Order) -> None:
-        self.number = number
-        self.order = order
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.told = False  # the stream has had its last event
-        self.finished = asyncio.Event()  # the engine is free
-        self.kept = asyncio.Event()  # what was asked to be kept is on disk, or cannot be
-        self.phase = "load"
-        self.part, self.parts = 0, 0
-        self.step = 0
-        self.checkpoint_step: int | None = None  # the newest on disk
-        self.stop_as: tuple[Reason, str] | None = None
-        self._progress_at = time.monotonic()
-
-    def progress_age(self) -> float:
-        return round(time.monotonic() - self._progress_at, 3)
-
-    def alive(self) -> Event:
-        event: Event = {"event": "alive", "phase": self.phase, "progress_age_seconds": self.progress_age()}
-        return event | ({"part": self.part, "parts": self.parts} if self.parts else {})
-
-    def emit(self, event: Event) -> None:
-        if self.told:
-            return
-        self.told = event["event"] in ("done", "error")
-        self.events.put_nowait(event)
-
-    def progress(self, phase: str, step: int | None = None, part: int = 0, parts: int = 0) -> None:
-        self._progress_at = time.monotonic()
-        self.phase = phase
-        self.part, self.parts = part, parts
-        self.step = self.step if step is None else step
 
 
 class EngineProcess:
@@ -143,7 +109,7 @@ class EngineProcess:
     def submit(self, order: Order) -> Run:
         """Raises NotReadyError or BusyError."""
         if self.current is not None:
-            raise BusyError(self.current.order.job)
+            raise BusyError(self.current.order.owner)
         if self.status != "ok":
             raise NotReadyError(f"the engine is {self.status}")
         self._runs += 1
@@ -156,6 +122,7 @@ class EngineProcess:
                 "output_dir": order.output_dir,
                 "checkpoint_dir": order.checkpoint_dir,
                 "memory": asdict(order.memory),
+                "scratch": order.scratch,
                 "request": order.request.as_dict(),
             }
         )
@@ -215,9 +182,9 @@ class EngineProcess:
             log.error("the engine process said something broken: %s", error, extra={"event": "engine_broken_line"})
             self._kill()
         finally:
+            self._ready = False  # at once: what it gets now, it will not read
             code = await self._reap(child)
-            self._child = None
-            self._ready, self.gpu = False, None
+            self._child = self.gpu = None
             self._lost(code, was_ready)
         return was_ready
 
@@ -260,10 +227,16 @@ class EngineProcess:
     def _receive(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "ready":
-            cache = "cold" if self.capabilities is None else "warm"
+            cache = "cold" if self.capabilities is None else "cached"
             self.capabilities = Capabilities(**message["capabilities"])
             LOAD_SECONDS.labels(self.capabilities.checkpoint, cache).observe(message["load_seconds"])
             self._ready, self.problem = True, None
+        elif kind == "offers" and self.capabilities is not None:
+            self.capabilities = replace(self.capabilities, **message["offers"])
+        elif kind == "load":
+            LOAD_SECONDS.labels(message["model"], message["cache"]).observe(message["seconds"])
+        elif kind == "ending":
+            self._ready = False  # nothing more for that process, which will not recover
         elif kind == "failed":
             self._load_failure = f"{message['reason']}: {message['message']}"
         elif kind == "gpu":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from webui.checks import or_null, problems_of, true_or_false, whole
+from webui.model_names import find_name, plain_name
+from webui.request_checks import CHECKS, FORMATS, PRIORITIES, memory_problems, request_problems
+from webui.sampler_names import UnknownChoiceError, choose
+from webui.video_request import ControlNet, FreeInit, KeyImage, Lora, SparseControl, VideoRequest, video_request
 
 if TYPE_CHECKING:
     from webui.engine.base import Capabilities
@@ -15,39 +20,35 @@ if TYPE_CHECKING:
 JOB_DIR = r"\d{4}/\d{2}/\d{2}/(?P<job>[0-9a-f-]{36})"
 OUTPUT_DIR = re.compile(JOB_DIR + r"/attempts/(?P<fence>\d{1,20})")
 CHECKPOINT_DIR = re.compile(JOB_DIR + "/checkpoint")
-PRIORITIES = ("high", "normal", "low")
-FORMATS = ("mp4", "gif", "webp", "frames")
-# Part of the public request, but nothing here can do them yet: accepted only when they ask for nothing.
-UNSUPPORTED = ("loras", "init_image", "closed_loop")
 ORDER_FIELDS = {"job", "fence", "output_dir", "checkpoint_dir", "memory", "request"}
-METADATA_BYTES = 4096
+
+__all__ = [
+    "CHECKS",
+    "FORMATS",
+    "PRIORITIES",
+    "ControlNet",
+    "FreeInit",
+    "Interrupt",
+    "KeyImage",
+    "Lora",
+    "MemorySettings",
+    "Order",
+    "RequestError",
+    "SparseControl",
+    "VideoRequest",
+    "check_supported",
+    "context_of",
+    "parse_interrupt",
+    "parse_order",
+    "request_problems",
+    "video_request",
+]
 
 
 class RequestError(Exception):
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{name}: {problem}" for name, problem in problems))
         self.problems = problems
-
-
-@dataclass(frozen=True)
-class VideoRequest:
-    prompt: str
-    negative_prompt: str = ""
-    width: int = 512
-    height: int = 512
-    frames: int = 16
-    fps: int = 8
-    steps: int = 20
-    cfg_scale: float = 7.5
-    seed: int = -1
-    sampler: str | None = None
-    model: str | None = None
-    motion_module: str | None = None
-    context_batch_size: int | None = None
-    context_overlap: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -69,123 +70,25 @@ class Order:
     request: VideoRequest
     checkpoint_dir: str | None = None
     memory: MemorySettings = MemorySettings()
+    scratch: bool = False
+    """A node-local run: its folder is relative to the local scratch disk, and it sends previews."""
+
+    @property
+    def owner(self) -> str:
+        """What whoever finds the engine busy is told: the job, or `local`, which no agent may interrupt."""
+        return "local" if self.scratch else self.job
 
 
 @dataclass(frozen=True)
 class Interrupt:
-    """Without a job it means whatever runs; with a fence only that attempt at the job."""
+    """Without a job it means whatever runs; with a fence only that attempt at the job. Never a node-local run."""
 
     job: str | None
     fence: int | None
     checkpoint: bool
 
     def means(self, order: Order) -> bool:
-        return self.job in (None, order.job) and self.fence in (None, order.fence)
-
-
-Check = Callable[[Any], str | None]
-
-
-def _whole(low: int, high: int, multiple: int = 1) -> Check:
-    def check(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            return f"must be a whole number from {low} to {high}"
-        return f"must be a multiple of {multiple}" if value % multiple else None
-
-    return check
-
-
-def _number(low: float, high: float) -> Check:
-    def check(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            return f"must be a number from {low:g} to {high:g}"
-        return None
-
-    return check
-
-
-def _text(limit: int) -> Check:
-    def check(value: Any) -> str | None:
-        return None if isinstance(value, str) and len(value) <= limit else f"must be text of at most {limit} characters"
-
-    return check
-
-
-def _name(limit: int) -> Check:
-    def check(value: Any) -> str | None:
-        if value is None:
-            return None
-        if not isinstance(value, str) or len(value) > limit:
-            return f"must be null or text of at most {limit} characters"
-        return "must not hold path separators" if "/" in value or "\\" in value else None
-
-    return check
-
-
-def _one_of(allowed: tuple[str, ...]) -> Check:
-    def check(value: Any) -> str | None:
-        return None if value in allowed else f"must be one of {', '.join(allowed)}"
-
-    return check
-
-
-def _format(value: Any) -> str | None:
-    if not isinstance(value, list) or not value or any(item not in FORMATS for item in value):
-        return f"must be a list of {', '.join(FORMATS)}"
-    missing = [item for item in value if item != "mp4"]
-    return f"{', '.join(missing)} is not supported by this engine; only mp4 is" if missing else None
-
-
-def _stride(value: Any) -> str | None:
-    return None if value is None or (value == 1 and not isinstance(value, bool)) else "only 1 is supported"
-
-
-def _or_null(check: Check) -> Check:
-    return lambda value: None if value is None else check(value)
-
-
-def _true_or_false(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "must be true or false"
-
-
-def _metadata(value: Any) -> str | None:
-    if not isinstance(value, dict | None):
-        return "must be an object"
-    return None if len(json.dumps(value)) <= METADATA_BYTES else f"must not exceed {METADATA_BYTES} bytes"
-
-
-def _nothing(value: Any) -> str | None:
-    return "is not supported by this engine" if value else None
-
-
-CHECKS: dict[str, Check] = {
-    "prompt": _text(4000),
-    "negative_prompt": _text(4000),
-    "width": _whole(64, 1024, 8),
-    "height": _whole(64, 1024, 8),
-    "frames": _whole(1, 128),
-    "fps": _whole(1, 60),
-    "steps": _whole(1, 150),
-    "cfg_scale": _number(0, 30),
-    "seed": _whole(-1, 2**63 - 1),
-    "sampler": _name(64),
-    "model": _name(200),
-    "motion_module": _name(200),
-    "format": _format,
-    "priority": _one_of(PRIORITIES),
-    "deadline_seconds": _or_null(_number(0, 10**9)),
-    "context_batch_size": _or_null(_whole(1, 128)),
-    "context_overlap": _or_null(_whole(-1, 127)),
-    "context_stride": _stride,
-    "metadata": _metadata,
-    **dict.fromkeys(UNSUPPORTED, _nothing),
-}
-
-MEMORY_CHECKS: dict[str, Check] = {
-    "context_batch_size": _or_null(_whole(1, 128)),
-    "vae_tiling": _true_or_false,
-    "cpu_offload": _true_or_false,
-}
+        return not order.scratch and self.job in (None, order.job) and self.fence in (None, order.fence)
 
 
 def parse_order(body: object) -> Order:
@@ -195,8 +98,7 @@ def parse_order(body: object) -> Order:
     job, fence, output_dir = body.get("job"), body.get("fence"), body.get("output_dir")
     if not _is_uuid(job):
         problems.append(("job", "must be a UUID in canonical form"))
-    if problem := _whole(1, 2**63 - 1)(fence):
-        problems.append(("fence", problem))
+    problems += problems_of("fence", fence, whole(1, 2**63 - 1))
     match = OUTPUT_DIR.fullmatch(output_dir) if isinstance(output_dir, str) else None
     if match is None or match["job"] != job or match["fence"] != str(fence):
         problems.append(("output_dir", "must be <yyyy>/<mm>/<dd>/<job>/attempts/<fence> of this very job and fence"))
@@ -221,10 +123,8 @@ def parse_interrupt(body: object) -> Interrupt:
     problems = [(str(name), "is not a known field") for name in body.keys() - {"job", "fence", "checkpoint"}]
     if job is not None and not isinstance(job, str):
         problems.append(("job", "must be null or a job's id"))
-    if problem := _or_null(_whole(1, 2**63 - 1))(fence):
-        problems.append(("fence", problem))
-    if problem := _true_or_false(keep):
-        problems.append(("checkpoint", problem))
+    problems += problems_of("fence", fence, or_null(whole(1, 2**63 - 1)))
+    problems += problems_of("checkpoint", keep, true_or_false)
     if problems:
         raise RequestError(problems)
     return Interrupt(job, fence, keep)
@@ -238,28 +138,6 @@ def _problems_of(
     return [(f"{name}.{field}", problem) for field, problem in check(value)]
 
 
-def memory_problems(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
-    problems = [(str(name), "is not a known field") for name in memory.keys() - MEMORY_CHECKS.keys()]
-    for name in MEMORY_CHECKS.keys() & memory.keys():
-        if problem := MEMORY_CHECKS[name](memory[name]):
-            problems.append((name, problem))
-    return sorted(problems)
-
-
-def request_problems(request: Mapping[str, Any]) -> list[tuple[str, str]]:
-    problems = [(str(name), "is not a known field") for name in sorted(request.keys() - CHECKS.keys(), key=str)]
-    if "prompt" not in request:
-        problems.append(("prompt", "is missing"))
-    for name in CHECKS.keys() & request.keys():
-        if problem := CHECKS[name](request[name]):
-            problems.append((name, problem))
-    return sorted(problems)
-
-
-def video_request(request: Mapping[str, Any]) -> VideoRequest:
-    return VideoRequest(**{name: request[name] for name in VideoRequest.__dataclass_fields__ if name in request})
-
-
 def context_of(request: VideoRequest, memory: MemorySettings) -> int | None:
     """How many frames the model may look at together; None when that is all of them."""
     asked = [size for size in (request.context_batch_size, memory.context_batch_size) if size is not None]
@@ -268,20 +146,49 @@ def context_of(request: VideoRequest, memory: MemorySettings) -> int | None:
 
 
 def check_supported(request: VideoRequest, engine: Capabilities) -> None:
-    """Refuses, by name, what the loaded engine cannot do."""
-    problems: list[tuple[str, str]] = []
-    if (context_of(request, MemorySettings()) or request.frames) > engine.max_frames:
-        problems.append(("request.frames", f"the loaded motion module makes at most {engine.max_frames} frames"))
-    for name, wanted, loaded in (
-        ("model", request.model, engine.checkpoint),
-        ("motion_module", request.motion_module, engine.motion_module),
-    ):
-        if wanted and wanted != loaded:
-            problems.append((f"request.{name}", f"{wanted!r} is not loaded here; {loaded!r} is"))
-    if request.sampler and request.sampler.lower() not in {name.lower() for name in engine.samplers}:
-        problems.append(("request.sampler", f"not supported by this engine; use {', '.join(engine.samplers)}"))
+    """Refuses, by name, what the engine cannot do."""
+    problems = _missing_models(request, engine)
+    module = find_name(request.motion_module or engine.motion_module, engine.motion_frames)
+    max_frames = engine.motion_frames[module] if module else engine.max_frames
+    if (context_of(request, MemorySettings()) or request.frames) > max_frames:
+        problems.append(("request.frames", f"the motion module makes at most {max_frames} frames together"))
+    try:
+        choice = choose(request.sampler, request.scheduler, request.motion_module or engine.motion_module)
+        if request.sampler and choice.sampler.lower() not in {name.lower() for name in engine.samplers}:
+            problems.append(("request.sampler", f"not supported by this engine; use {', '.join(engine.samplers)}"))
+    except UnknownChoiceError as error:
+        problems.append((f"request.{error.field}", error.message))
     if problems:
         raise RequestError(problems)
+
+
+def _missing_models(request: VideoRequest, engine: Capabilities) -> list[tuple[str, str]]:
+    wanted: list[tuple[str, str | None, Sequence[str]]] = [
+        ("model", request.model, engine.checkpoints or [engine.checkpoint]),
+        ("motion_module", request.motion_module, engine.motion_modules or [engine.motion_module]),
+        ("vae", request.vae, engine.vaes),
+        *((f"loras[{at}].name", lora.name, engine.loras) for at, lora in enumerate(request.loras)),
+        *((f"controlnets[{at}].model", net.model, engine.controlnets) for at, net in enumerate(request.controlnets)),
+    ]
+    if request.sparse_control is not None:
+        wanted.append(("sparse_control.model", request.sparse_control.model, engine.controlnets))
+    return [
+        (f"request.{field}", f"{name!r} {_why_not(name, engine)}; {_some(there)}")
+        for field, name, there in wanted
+        if name and find_name(name, there) is None
+    ]
+
+
+def _why_not(name: str, engine: Capabilities) -> str:
+    if find_name(name, map(plain_name, engine.refused)) is None:
+        return "is not here"
+    return "is a pickle, which can run any code and is never loaded: convert it to .safetensors"
+
+
+def _some(names: Sequence[str]) -> str:
+    if not names:
+        return "there are none"
+    return f"there is {', '.join(names[:20])}" + (", and more" if len(names) > 20 else "")
 
 
 def _is_uuid(value: object) -> bool:

@@ -29,7 +29,7 @@ class Saver:
         self._root = root
         self._folder = folder
         self._fence = fence
-        self._identity = identity
+        self.identity = identity
         self._interval = interval
         self._on = folder is not None and interval > 0
         self._told = told
@@ -89,7 +89,7 @@ class Saver:
             if (self._root / self._folder).with_name(checkpoint.COMMIT).exists():
                 return  # only a zombie still works on this job: not even an empty folder may be left
             folder = make_folder(self._root, self._folder)
-            if checkpoint.write(folder, self._fence, snapshot, self._identity, lambda: not self._closed):
+            if checkpoint.write(folder, self._fence, snapshot, self.identity, lambda: not self._closed):
                 self._saved_step = snapshot.step
                 self._told(snapshot.step)
                 checkpoint.prune(folder, self._fence, snapshot.step)

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from webui.local import LocalRuns
 from webui.process import EngineProcess
 from webui.server import create_app
 from webui.settings import Settings
@@ -38,12 +39,14 @@ async def serve(settings: Settings) -> int:
     volumes = Volumes(Path(settings.engine.models_dir), Path(settings.engine.jobs_dir))
     volumes.watch()
     process = EngineProcess(settings.engine, lambda: volumes.problem() is None, settings.stop_seconds)
+    local = LocalRuns(process, Path(settings.engine.scratch_dir))
     config = uvicorn.Config(
-        create_app(settings, process, volumes),
+        create_app(settings, process, volumes, local),
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        ws_max_size=4096,  # clients of the local runs' sockets have nothing to say
         timeout_keep_alive=75,  # longer than its clients keep idle connections, so that they never reuse a closed one
         timeout_graceful_shutdown=int(HTTP_STOP_SECONDS),
     )
@@ -55,14 +58,16 @@ async def serve(settings: Settings) -> int:
     tasks = {
         "signal": asyncio.create_task(stop.wait()),
         "engine": asyncio.create_task(process.run()),
+        "local": asyncio.create_task(local.run()),
         "http": asyncio.create_task(server.serve(sockets=[listener])),
     }
     log.info("listening on %s:%d", settings.host, settings.port, extra={"event": "started"})
     await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
     log.info("shutting down", extra={"event": "stopping"})
+    local.close()
     await process.close(STOP_SECONDS)
     server.should_exit = True
-    _, late = await asyncio.wait([tasks["engine"], tasks["http"]], timeout=HTTP_STOP_SECONDS + 1)
+    _, late = await asyncio.wait([tasks["engine"], tasks["local"], tasks["http"]], timeout=HTTP_STOP_SECONDS + 1)
     for task in late:
         task.cancel()
     return report_end(tasks)

@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import secrets
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from webui.answers import problem, read_json
 from webui.engine.base import Capabilities
-from webui.page import render_page
+from webui.guard import Guard
+from webui.headers import SecurityHeaders
+from webui.local import LocalRuns
+from webui.local_routes import LocalRoutes
+from webui.page import Page
 from webui.process import BusyError, EngineProcess, NotReadyError, Run
 from webui.request import RequestError, check_supported, parse_interrupt, parse_order
-from webui.settings import Secret, Settings
+from webui.sdapi_routes import SdapiRoutes
+from webui.settings import Settings
 from webui.volumes import Volumes
 
-BODY_LIMIT = 16 << 20
 ALIVE_SECONDS = 0.5
-OPEN_PATHS = ("/internal/ping",)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-def problem(status: int, slug: str, detail: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
-    """RFC 9457."""
-    body = {"type": slug, "title": slug.replace("-", " "), "status": status, "detail": detail, **more}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
-
-
-class TokenGuard:
-    """Asks for the cluster token on every path but the open ones, unknown paths included."""
-
-    def __init__(self, app: ASGIApp, token: Secret) -> None:
-        self._app = app
-        self._expected = f"Bearer {token.value}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._expected):
-                refusal = problem(401, "unauthorized", "the cluster token is missing or wrong")
-                refusal.headers["WWW-Authenticate"] = "Bearer"
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 class EventStream(Response):
@@ -97,9 +75,10 @@ class EventStream(Response):
 class Node:
     """The handlers and what they share."""
 
-    def __init__(self, settings: Settings, process: EngineProcess, volumes: Volumes) -> None:
+    def __init__(self, settings: Settings, process: EngineProcess, volumes: Volumes, local: LocalRuns) -> None:
         self._settings = settings
         self._process = process
+        self._local = local
         self._volumes = volumes
         self._stopping: set[asyncio.Task[None]] = set()
 
@@ -121,7 +100,7 @@ class Node:
             "engine": f"{self._settings.engine.kind}-{self._settings.engine.device}",
             "fingerprint": None,
             "progress_age_seconds": process.progress_age(),
-            "busy": process.current.order.job if process.current else None,
+            "busy": process.current.order.owner if process.current else None,
             "capabilities": None,
             "gpu": process.gpu,
         }
@@ -133,20 +112,13 @@ class Node:
         return state | ({"message": message} if message else {})
 
     async def ping(self, request: Request) -> Response:
+        if "authorization" in request.headers:  # the agent; health checks ask as strangers
+            self._local.note_agent()
         state = self.state()
         return JSONResponse(state, 200 if state["status"] == "ok" else 503, {"Cache-Control": "no-store"})
 
     async def show_state(self, request: Request) -> Response:
-        return JSONResponse(self._full_state(), headers={"Cache-Control": "no-store"})
-
-    async def page(self, request: Request) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-            "base-uri 'none'; form-action 'none'"
-        )
-        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-        return HTMLResponse(render_page(self._full_state(), nonce), headers=headers)
+        return JSONResponse(self.full_state(), headers={"Cache-Control": "no-store"})
 
     async def metrics(self, request: Request) -> Response:
         self._process.read_resident_memory()
@@ -154,7 +126,7 @@ class Node:
 
     async def generate(self, request: Request) -> Response:
         try:
-            order = parse_order(await read_json(request))
+            order = await asyncio.to_thread(parse_order, await read_json(request))  # pictures take their time
             capabilities = self._process.capabilities
             if self._volumes.problem() or capabilities is None:
                 raise NotReadyError(self._volumes.problem() or f"the engine is {self._process.status}")
@@ -164,6 +136,7 @@ class Node:
             errors = [{"field": name, "message": message} for name, message in error.problems]
             return problem(422, "invalid-input", str(error), reason="INVALID_INPUT", errors=errors)
         except BusyError as error:
+            self._local.note_agent(refused=True)
             return problem(409, "busy", str(error), job=error.job)
         except NotReadyError as error:
             return problem(503, "not-ready", str(error), {"Retry-After": "1"}, node_status=self.state()["status"])
@@ -178,37 +151,28 @@ class Node:
         stopped, step = run.finished.is_set(), run.checkpoint_step
         return JSONResponse({"stopped": stopped, "job": run.order.job, "checkpoint_step": step})
 
-    def _full_state(self) -> dict[str, Any]:
+    def full_state(self) -> dict[str, Any]:
         state, run, loaded = self.state(), self._process.current, self._process.capabilities
         state |= {"phase": run.phase if run else None, "step": run.step if run else None}
-        state |= {"total_steps": run.order.request.steps if run else None}
+        state |= {"total_steps": run.order.request.total_steps if run else None}
         state |= {"checkpoint": loaded and loaded.checkpoint, "motion_module": loaded and loaded.motion_module}
         return state
 
 
 def public_capabilities(loaded: Capabilities) -> dict[str, Any]:
-    """What the queue needs to know to choose jobs that this node can do."""
+    """What the queue needs to know to choose jobs that this node can do, and what clients may choose from. The names
+    of what is used unless something else is asked for come first."""
     return {
-        "models": [loaded.checkpoint],
-        "motion_modules": [loaded.motion_module],
+        "models": list(dict.fromkeys((loaded.checkpoint, *loaded.checkpoints))),
+        "motion_modules": list(dict.fromkeys((loaded.motion_module, *loaded.motion_modules))),
+        "loras": list(loaded.loras),
+        "vaes": list(loaded.vaes),
+        "controlnets": list(loaded.controlnets),
+        "samplers": list(loaded.samplers),
+        "schedulers": list(loaded.schedulers),
         "vram_mib": loaded.vram_mib,
         "max_frames": loaded.max_frames,
     }
-
-
-async def read_json(request: Request) -> Any:
-    """Raises 413 as soon as the limit is passed, whatever the headers promised."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise HTTPException(413, f"the body is larger than {BODY_LIMIT} bytes")
-    try:
-        value = json.loads(bytes(body))
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but not text
-    except (ValueError, RecursionError) as error:
-        raise RequestError([("body", f"is not JSON: {type(error).__name__}")]) from error
-    return value
 
 
 async def http_problem(request: Request, error: Exception) -> Response:
@@ -226,17 +190,19 @@ async def server_problem(request: Request, error: Exception) -> Response:
     return problem(500, "internal", "an unexpected error; see this node's log")
 
 
-def create_app(settings: Settings, process: EngineProcess, volumes: Volumes) -> ASGIApp:
-    node = Node(settings, process, volumes)
+def create_app(settings: Settings, process: EngineProcess, volumes: Volumes, local: LocalRuns) -> ASGIApp:
+    node = Node(settings, process, volumes, local)
     app = Starlette(
         routes=[
-            Route("/", node.page),
+            *Page().routes(),
             Route("/metrics", node.metrics),
             Route("/internal/ping", node.ping),
             Route("/internal/state", node.show_state),
             Route("/internal/generate", node.generate, methods=["POST"]),
             Route("/internal/interrupt", node.interrupt, methods=["POST"]),
+            *LocalRoutes(process, local, node.full_state).routes(),
+            *SdapiRoutes(process, local, node.state).routes(),
         ],
         exception_handlers={HTTPException: http_problem, RequestError: unreadable, Exception: server_problem},
     )
-    return TokenGuard(app, settings.cluster_token)
+    return SecurityHeaders(Guard(app, settings.cluster_token, settings.api_auth))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ENGINES = ("diffusers", "synthetic")
 DEVICES = ("cpu", "cuda")
+DTYPES = ("auto", "fp16", "bf16", "fp32")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,10 +36,16 @@ class EngineSettings:
     threads: int = 1
     jobs_dir: str = "/storage/jobs"
     models_dir: str = "/storage/models"
+    scratch_dir: str = "/tmp/appliance"  # noqa: S108 - made by us, for us alone
     log_level: str = "info"
     step_seconds: float = 0.05
     faults: str = "{}"
     checkpoint_seconds: float = 30.0  # 0: never
+    vae: str = ""  # empty: the checkpoint's own
+    dtype: str = "auto"  # fp16 on a GPU, fp32 without
+    compile: bool = False  # the first step of each size then takes minutes: not offered by cluster.yaml
+    model_cache_gib: float = 8.0
+    model_cache_count: int = 16  # checkpoints, motion modules, VAEs and LoRAs together
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Settings:
     cluster_token: Secret
     engine: EngineSettings
     stop_seconds: float
+    api_auth: Secret = Secret("")
+    """This node's own users as `user:password`, one a line; empty: the cluster token alone opens it."""
 
 
 class _Reader:
@@ -77,10 +86,11 @@ class _Reader:
             self.problems.append(f"{name}: {text!r} is not a number from {low:g} to {high:g}")
         return value
 
-    def model_name(self, name: str, default: str) -> str:
+    def model_name(self, name: str, default: str, needed: bool = True) -> str:
         value = self.text(name, default)
         if not value:
-            self.problems.append(f"{name}: missing; give the name of a folder under the models volume")
+            if needed:
+                self.problems.append(f"{name}: missing; give the name of a model on the models volume")
         elif "/" in value or "\\" in value or value.startswith("."):
             self.problems.append(f"{name}: {value!r} must be a plain name without path separators")
         return value
@@ -114,6 +124,18 @@ class _Reader:
             self.problems.append(f"{path}: this secret is empty")
         return Secret(value)
 
+    def users(self, name: str) -> Secret:
+        """An optional secret: `user:password`, separated by commas or line ends as A1111's --api-auth has them."""
+        path = Path(self.text("APPLIANCE_SECRETS_DIR", "/run/secrets")) / name
+        if not path.exists():
+            return Secret("")
+        lines = [entry.strip() for line in self.secret(name).value.splitlines() for entry in line.split(",")]
+        users = [line for line in lines if line and not line.startswith("#")]
+        for number, line in enumerate(users, start=1):
+            if not all(line.partition(":")):
+                self.problems.append(f"{path}: entry {number} is not user:password")  # never the entry itself
+        return Secret("\n".join(users))
+
 
 def listen_address(environ: Mapping[str, str]) -> tuple[str, int]:
     """Where the server listens; all that the health check needs to know."""
@@ -136,10 +158,16 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         threads=int(reader.number("APPLIANCE_THREADS", 1, 1, 256)),
         jobs_dir=reader.text("APPLIANCE_JOBS_DIR", "/storage/jobs"),
         models_dir=reader.text("APPLIANCE_MODELS_DIR", "/storage/models"),
+        scratch_dir=reader.text("APPLIANCE_SCRATCH_DIR", "/tmp/appliance"),  # noqa: S108
         log_level=reader.choice("APPLIANCE_LOG_LEVEL", "info", LOG_LEVELS),
         step_seconds=reader.number("APPLIANCE_SYNTHETIC_STEP_SECONDS", 0.05, 0, 3600),
         faults=reader.json_object("APPLIANCE_SYNTHETIC_FAULTS"),
         checkpoint_seconds=reader.number("APPLIANCE_CHECKPOINT_SECONDS", 30, 0, 3600),
+        vae=reader.model_name("APPLIANCE_VAE", "", needed=False),
+        dtype=reader.choice("APPLIANCE_DTYPE", "auto", DTYPES),
+        compile=reader.choice("APPLIANCE_COMPILE", "0", ("0", "1")) == "1",
+        model_cache_gib=reader.number("APPLIANCE_MODEL_CACHE_GIB", 8, 0, 4096),
+        model_cache_count=int(reader.number("APPLIANCE_MODEL_CACHE_COUNT", 16, 0, 1000)),
     )
     host, port = reader.listen("APPLIANCE_LISTEN", "0.0.0.0:7860")
     settings = Settings(
@@ -147,6 +175,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         host=host,
         port=port,
         cluster_token=reader.secret("cluster_token"),
+        api_auth=reader.users("api_auth"),
         engine=engine,
         stop_seconds=reader.number("APPLIANCE_STOP_SECONDS", 10, 0.1, 600),
     )

@@ -23,17 +23,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from webui.engine.base import POISONING, Capabilities, Engine, EngineError
-from webui.folders import make_folder
 from webui.logs import set_up_logs
+from webui.request import FORMATS, VideoRequest
 from webui.settings import EngineSettings
 from webui.task import Send, Task
-from webui.video import write_mp4
+from webui.video.note import without_pictures
+from webui.video.result import write_result
 
 PR_SET_PDEATHSIG = 1
 EXIT_LOAD_FAILED = 3
 EXIT_POISONED = 4
 
 GPU_SECONDS = 5.0
+MODELS_SECONDS = 5.0
 
 log = logging.getLogger("webui.worker")  # __name__ is __main__ here
 
@@ -53,6 +55,7 @@ class Worker:
             capabilities = self._engine.load()
             loaded = time.monotonic()
             self._warm_up()
+            self._engine.loads()  # told with `ready`
         except Exception as error:
             log.exception("the engine did not load")
             failure = error if isinstance(error, EngineError) else EngineError("MODEL_LOAD_FAIL", _describe(error))
@@ -60,6 +63,7 @@ class Worker:
             return EXIT_LOAD_FAILED
         threading.Thread(target=self._read_commands, args=[capabilities], name="commands", daemon=True).start()
         threading.Thread(target=self._tell_gpu, name="gpu", daemon=True).start()
+        threading.Thread(target=self._tell_models, name="models", daemon=True).start()
         self._send({"type": "ready", "capabilities": asdict(capabilities), "load_seconds": loaded - started})
         log.info("engine ready", extra={"event": "engine_ready", "seconds": round(time.monotonic() - started, 3)})
         while True:
@@ -67,8 +71,9 @@ class Worker:
                 return EXIT_POISONED
 
     def _warm_up(self) -> None:
+        clip = self._engine.warm_up()
         with tempfile.TemporaryDirectory() as folder:
-            write_mp4(self._engine.warm_up(), 8, Path(folder, "video.mp4"))
+            write_result(clip, VideoRequest("warm-up", format=FORMATS), Path(folder))
         self._engine.release()
 
     def _tell_gpu(self) -> None:
@@ -79,6 +84,20 @@ class Worker:
                 time.sleep(GPU_SECONDS)
         except Exception:  # the generation fails by itself, and says it better
             log.exception("the GPU tells nothing any more")
+
+    def _tell_models(self) -> None:
+        """Files may come and go while this runs. In a thread of its own: storage that hangs must hold up nothing."""
+        told: dict[str, Any] = {}
+        while True:
+            time.sleep(MODELS_SECONDS)
+            try:
+                offers = self._engine.offers()
+            except OSError as error:
+                log.warning("cannot list the models: %s", error)
+                continue
+            if told and offers != told:
+                self._send({"type": "offers", "offers": offers})
+            told = offers
 
     def _read_commands(self, capabilities: Capabilities) -> None:
         current: Task | None = None
@@ -111,6 +130,14 @@ class Worker:
         try:
             self._engine.release()
             gc.collect()
+            trim_heap()
+            for load in self._engine.loads():
+                self._send({"type": "load", **asdict(load)})
+            if failure is not None and failure.reason == "OOM":
+                self._warm_up()  # ready again only if a generation works; else a new process must begin afresh
+        except Exception:
+            self._send({"type": "ending"})
+            raise
         finally:  # a broken GPU fails here again, which ends this process; the first reason is the true one
             if failure is not None:
                 task.event("error", reason=failure.reason, message=failure.message)
@@ -120,21 +147,18 @@ class Worker:
         started = time.monotonic()
         resume = task.find_resume(self._engine)
         resumed_from = resume.step if resume is not None else 0
-        total = task.request.steps
+        total = task.request.total_steps
         task.event("started", engine=capabilities.engine, total_steps=total, resumed_from=resumed_from)
         task.check()
         clip = self._engine.generate(task.request, task, task.memory, resume)
-        clip.parameters |= {"engine": capabilities.engine, "fingerprint": capabilities.fingerprint} | task.made_with()
         task.phase("encode")
-        folder = make_folder(Path(self._settings.jobs_dir), task.folder)
-        path = folder / "video.mp4"
-        result = write_mp4(clip, task.request.fps, path, lambda done: task.phase("encode", done, len(clip.frames)))
+        files = task.files(clip)
         task.check()
         task.close()  # whoever hears of the end tidies up: nothing may write a checkpoint after that
         task.event(
             "done",
-            files=[result.as_dict()],
-            parameters=clip.parameters,
+            files=[file.as_dict() for file in files],
+            parameters=without_pictures(clip.parameters),
             seconds=round(time.monotonic() - started, 3),
         )
 
@@ -165,6 +189,12 @@ def offer_to_oom_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     except OSError as error:
         log.warning("cannot set oom_score_adj: %s", error)
+
+
+def trim_heap() -> None:
+    """Freed tensors of many sizes leave holes in glibc's heap, which grows over hundreds of mixed jobs without this."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # musl has none
+        trim(0)
 
 
 def claim_stdout() -> TextIO:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 
@@ -23,6 +24,11 @@ from appliance.job import (
     new_job_id,
     resolution_of,
 )
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4, "big") * 2).decode()
+CLIP = base64.b64encode(b"\0\0\0\x18ftypisom").decode()
+CONTROL = {"model": "c", "image": PNG}
+SPARSE = {"model": "s", "images": [{"frame": 0, "image": PNG}, {"frame": 15, "image": PNG}]}
 
 
 def test_ids_are_uuid7_and_sort_by_time() -> None:
@@ -92,6 +98,32 @@ def test_one_format_may_be_given_as_a_word() -> None:
         ("metadata", [{"a": "x" * 4000}], [{"a": "x" * 4096}, {"a": float("nan")}]),
         ("priority", ["high"], ["urgent"]),
         ("deadline_seconds", [1, None], [0, -1]),
+        ("scheduler", ["karras", None], ["x" * 65, 3]),
+        ("vae", ["soft", None], ["a/b"]),
+        ("clip_skip", [1, 4], [0, 5, "2", True]),
+        ("denoising_strength", [0, 1], [-0.1, 1.1, "0.5"]),
+        ("latent_power", [0.1, 10], [0, 11]),
+        ("latent_scale_last", [1, 128], [0.5, 129]),
+        ("loop_number", [0, 65535], [-1, 65536]),
+        ("context_stride", [1, 8, None], [0, 9]),
+        ("format", [["mp4", "gif", "webp", "webm", "frames"]], [[], ["exe"]]),
+        ("init_image", [PNG, f"data:image/png;base64,{PNG}", None], ["x", "", PNG[:20], CLIP]),
+        ("last_frame", [PNG], [CLIP]),
+        ("init_video", [CLIP], [PNG, "x"]),
+        (
+            "free_init",
+            [{}, None, {"iterations": 5, "filter": "ideal"}],
+            [{"iterations": 6}, {"filter": "box"}, {"x": 1}],
+        ),
+        ("controlnets", [[], [CONTROL] * 2], [[CONTROL] * 3, [{"model": "c"}], [CONTROL | {"images": [PNG]}]]),
+        ("controlnets", [[{"model": "c", "images": [PNG, PNG]}]], [[CONTROL | {"start": 0.9, "end": 0.1}]]),
+        (
+            "sparse_control",
+            [None, SPARSE],
+            [SPARSE | {"images": []}, SPARSE | {"images": [{"frame": 16, "image": PNG}]}],
+        ),
+        ("sparse_control", [], [SPARSE | {"images": [{"frame": 0, "image": PNG}] * 2}]),
+        ("prompt", ["a\n0: b\n15: c\nd"], ["a\n16: b"]),
     ],
 )
 def test_limits(field: str, good: list[object], bad: list[object]) -> None:
@@ -116,6 +148,22 @@ def test_cost_grows_with_the_work() -> None:
     assert cost(width=64, height=64, frames=1, steps=1) == 100
 
 
+def test_starting_from_a_picture_costs_less_and_free_init_more() -> None:
+    assert estimate_cost_ms(request(init_image=PNG, denoising_strength=0.5)) == 5_000
+    assert estimate_cost_ms(request(denoising_strength=0.5)) == 10_000
+    assert estimate_cost_ms(request(free_init={"iterations": 3})) == 30_000
+
+
+def test_two_pictures_to_start_from_are_refused() -> None:
+    with pytest.raises(ValidationError, match="together with init_image"):
+        request(init_image=PNG, init_video=CLIP)
+
+
+def test_an_old_request_keeps_its_text() -> None:
+    text = request(steps=5).canonical_json()
+    assert text == '{"prompt":"a","steps":5}'
+
+
 def test_slack_orders_the_priorities() -> None:
     assert Priority.HIGH.slack_seconds < Priority.NORMAL.slack_seconds < Priority.LOW.slack_seconds
 
@@ -124,6 +172,14 @@ def test_the_log_shows_parameters_with_defaults_but_no_prompt() -> None:
     shown = describe_for_log({"prompt": "secret wish", "steps": 3, "loras": [{"name": "l"}]})
     assert "secret wish" not in json.dumps(shown)
     assert (shown["steps"], shown["width"], shown["format"], shown["loras"]) == (3, 512, ["mp4"], ["l"])
+
+
+def test_the_log_names_pictures_and_never_shows_them() -> None:
+    full = request(init_image=PNG, controlnets=[CONTROL], sparse_control=SPARSE, free_init={}).canonical_json()
+    shown = describe_for_log(json.loads(full))
+    assert PNG not in json.dumps(shown)
+    assert shown["pictures"] == ["init_image", "controlnets", "sparse_control"]
+    assert (shown["controlnets"], shown["sparse_control"], shown["free_init"]) == (["c"], "s", 3)
 
 
 def request(**more: object) -> JobRequest:
@@ -139,6 +195,7 @@ def test_needs_follow_the_request() -> None:
     assert needs_of(request(model="toon", motion_module="mm")) == Needs("toon", "mm")
     assert [needs_of(request(frames=frames)).frames for frames in (32, 33, 64, 65, 128)] == [0, 64, 64, 128, 128]
     assert needs_of(request(frames=128, context_batch_size=16)).frames == 0
+    assert needs_of(request(model="toon.safetensors", motion_module="mm_sd_v15_v3.ckpt")) == Needs("toon", "mm_sd15_v3")
     assert resolution_of(request(width=640, height=384)) == "640x384"
 
 
@@ -169,6 +226,16 @@ def test_capabilities_say_what_is_lacking() -> None:
     assert small.lacks(Needs("b", "m", 10240, 64)) == ("model", "motion_module", "vram_mib", "frames")
     assert Capabilities().lacks(Needs("b", "m", 10240, 64)) == ()
     assert Capabilities.parse(small.as_dict()) == small
+
+
+def test_capabilities_know_models_by_one_name_and_long_lists_not_at_all() -> None:
+    can = Capabilities.parse(
+        {"models": ["a.safetensors", "a"], "motion_modules": ["mm_sd_v15_v3"], "loras": ["l"] * 1001}
+    )
+    assert (can.models, can.motion_modules, can.loras) == (("a",), ("mm_sd15_v3",), None)
+    full = Capabilities(("a",), ("m",), 1, 2, ("l",), ("v",), ("c",), ("DDIM",), ("Karras",))
+    assert Capabilities.parse(json.loads(json.dumps(full.as_dict()))) == full
+    assert full.for_claim() == {"models": ["a"], "motion_modules": ["m"], "vram_mib": 1, "max_frames": 2}
 
 
 @pytest.mark.parametrize("raw", [None, [], "x", {"models": "a", "vram_mib": -1, "max_frames": True}, {"vram_mib": 1.5}])

@@ -30,6 +30,23 @@ def test_defaults(agent_environment: dict[str, str]) -> None:
     assert (settings.stream_silence_seconds, settings.no_progress_seconds, settings.drain_seconds) == (2, 120, 20)
 
 
+def test_a_foreign_a1111_is_asked_for_by_name(agent_environment: dict[str, str], tmp_path: Path) -> None:
+    assert read_agent_settings(agent_environment).a1111 is None
+    foreign = {**agent_environment, "APPLIANCE_WEBUI_ENGINE": "a1111"}
+    with pytest.raises(SettingsError, match="APPLIANCE_MOTION_MODULE"):
+        read_agent_settings(foreign)
+    settings = read_agent_settings({**foreign, "APPLIANCE_MOTION_MODULE": "mm_sd15_v3"})
+    assert settings.a1111 is not None
+    assert (settings.a1111.url, settings.a1111.auth.reveal()) == ("http://webui-0:7860", "")
+    (tmp_path / "a1111_auth").write_text("ada:s3cret\n")
+    settings = read_agent_settings({**foreign, "APPLIANCE_MOTION_MODULE": "mm_sd15_v3"})
+    assert settings.a1111 is not None
+    assert settings.a1111.auth.reveal() == "ada:s3cret"
+    assert "s3cret" not in repr(settings)
+    with pytest.raises(SettingsError, match="not one of own, a1111"):
+        read_agent_settings({**agent_environment, "APPLIANCE_WEBUI_ENGINE": "comfy"})
+
+
 def test_secrets_never_show(agent_environment: dict[str, str]) -> None:
     settings = read_agent_settings(agent_environment)
     assert settings.redis.password.reveal() == "hunter2"

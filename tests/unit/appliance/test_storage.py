@@ -53,6 +53,20 @@ def test_a_commit_whose_winner_has_tidied_up_meanwhile(root: Path, monkeypatch: 
     assert storage.write_commit(root, commit_of(1)) == winner
 
 
+def test_no_more_files_than_a_commit_can_describe_and_be_read_again(root: Path) -> None:
+    """A COMMIT above the limit of its readers would make the job's result unreadable for ever."""
+    files = tuple(described(f"frame-{number:04}.png") for number in range(128))
+    for file in files:
+        (root / attempt_folder(JOB, 1) / file.name).write_bytes(b"abc")
+    storage.verify_files(root, JOB, 1, files)
+    storage.write_commit(root, storage.new_commit(JOB, 1, "w", files))
+    found = storage.read_commit(root, JOB)
+    assert found is not None
+    assert found.files == files
+    with pytest.raises(storage.WrongFileError, match="12800 files, more than a COMMIT can describe"):
+        storage.verify_files(root, JOB, 1, files * 100)
+
+
 def test_only_the_winners_files_stay(root: Path) -> None:
     storage.remove_losers(root, storage.write_commit(root, commit_of(2)))
     assert [path.name for path in (root / job_folder(JOB) / "attempts").iterdir()] == ["2"]

@@ -313,6 +313,11 @@ CASES: list[tuple[str, list[Change], str]] = [
     ),
     (
         "_models",
+        [put("models.vae", "mm_v2")],
+        "models.vae: mm_v2: models.available lists this as motion_module, not as vae",
+    ),
+    (
+        "_models",
         [put("models.available.2.name", "mm_v3")],
         "models.available[2].name: mm_v3: this motion_module is listed twice (line ",
     ),
@@ -330,6 +335,39 @@ CASES: list[tuple[str, list[Change], str]] = [
         "_tls",
         [put("gateway.tls.certificate", "/c")],
         "gateway.tls.certificate: /c: is not used with mode self-signed; remove it, or write mode: files",
+    ),
+    (
+        "_workers",
+        [put("webui", {"engine": "a1111", "image": "x"}), put("hosts.c.cpu_workers", 2)],
+        "hosts.c.cpu_workers: 2: beside gpus there are none",
+    ),
+    ("_webui", [put("webui.image", "x")], "webui.image: x: is not used with engine own; remove it, or write engine: a"),
+    ("_webui", [put("webui.auth_file", "/x")], "webui.auth_file: /x: is not used with engine own"),
+    ("_webui", [put("webui.engine", "a1111")], "webui.engine: a1111: needs either image or url beside it"),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "image": "x", "url": "http://{address}:1786{index}"})],
+        "webui.engine: a1111: needs either image or url",
+    ),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "image": "x", "auth_file": "/x"})],
+        "webui.auth_file: /x: is used with url only",
+    ),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "url": "http://{address}:17860"})],
+        "webui.url: http://{address}:17860: the same for several workers on one host",
+    ),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "url": "http://a1111:1786{index}"})],
+        "webui.url: http://a1111:1786{index}: the same for several hosts with workers",
+    ),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "url": "http://{address}:{port}{index}"})],
+        "webui.url: http://{address}:{port}{index}: only {address} and {index} can stand in braces",
     ),
     ("_storage", [put("storage.nfs", None)], "storage.driver: nfs: needs a section storage.nfs; add it"),
     (
@@ -395,6 +433,8 @@ def test_every_rule_is_seen_to_fire() -> None:
         ([put("queue.sentinel_quorum", 2)], ["queue.sentinel_quorum"]),
         ([put("gateway.vip", "127.0.0.2")], ["gateway.vip"] * 3),
         ([put("hosts.a.address", "0.0.0.0")], ["hosts.a.address"]),
+        ([put("webui", {"engine": "a1111", "url": "http://a1111-{index}:7860"})], []),  # whatever images.webui is
+        ([put("webui", {"engine": "a1111", "url": "http://a1111:7860"}), put("hosts.a.cpu_workers", 1)], []),
     ],
 )
 def test_a_single_host(tmp_path: Path, changes: list[Change], paths: list[str]) -> None:

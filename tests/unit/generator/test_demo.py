@@ -20,6 +20,7 @@ def test_what_is_to_be_copied_stands_on_one_line() -> None:
         line.endswith(f"curl -H 'Authorization: Bearer {RESULT.key}' {RESULT.url}/api/v1/cluster") for line in lines
     )
 
+    assert any("untrained placeholder model" in line for line in lines), "nobody takes its pictures for AnimateDiff's"
     assert any("demo down --dir 'my demo'" in line for line in lines)
 
 

@@ -67,6 +67,7 @@ def test_the_exact_command_of_a_build() -> None:
         "--build-arg=REVISION=abc",
         "--build-arg=https_proxy",
         "--build-context=wheels=/w",
+        "--build-context=sdapi=/appliance/images/sdapi",
         "--secret=id=ca_bundle,src=/ca.crt",
         "--label=appliance.inputs=hash",
         "--tag=animatediff-ha/webui-cpu:1.2",

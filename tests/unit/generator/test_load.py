@@ -57,7 +57,7 @@ def test_a_good_file_is_loaded_with_the_lines_of_its_values(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("added", "expected"),
     [
-        ("hots: 1", 'hots: unknown key; did you mean "hosts"? (allowed here: name, images, hosts,'),
+        ("hots: 1", 'hots: unknown key; did you mean "hosts"? (allowed here: name, images, webui, hosts,'),
         ("http_port: 80", "http_port: unknown key; it belongs in gateway (allowed here: name,"),
         ("worker: {gpu: 1}", "worker.gpu: unknown key (allowed here: cpus, memory_gib, threads,"),
         (

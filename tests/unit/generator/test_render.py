@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jinja2
@@ -125,3 +126,31 @@ def test_every_scalar_of_a_template_passes_through_tojson() -> None:
                 is_key = line.strip().startswith(("{{ name }}:", "{{ worker.", "{{ volume.name")) or "m." in token
                 assert "tojson" in token or is_key, f"{name}: {line}"
         environment.parse(text)
+
+
+def test_a_foreign_image_takes_the_place_of_our_webui() -> None:
+    services = compose(three_hosts(webui={"engine": "a1111", "image": "studio/a1111:1"}), "gpu-01")["services"]
+    foreign, agent = services["webui-1"], services["agent-1"]
+    assert (foreign["image"], foreign["pull_policy"]) == ("studio/a1111:1", "missing")
+    assert "--api " in foreign["environment"]["COMMANDLINE_ARGS"]
+    assert foreign["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+    assert {volume["read_only"] for volume in foreign["volumes"]} == {True}
+    assert "secrets" not in foreign, "it has no business with the cluster's token"
+    assert (foreign["cap_drop"], foreign["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert agent["environment"]["APPLIANCE_WEBUI_ENGINE"] == "a1111"
+    assert agent["environment"]["APPLIANCE_WEBUI_URL"] == "http://webui-1:7860"
+    assert ("ports" in foreign, agent["ports"][0]["published"]) == (False, "7861"), "the agent answers the controller"
+
+
+def test_a_foreign_url_needs_no_container_of_its_own() -> None:
+    webui = {"engine": "a1111", "url": "http://{address}:1786{index}", "auth_file": "/etc/a1111-auth"}
+    rendered = compose(three_hosts(webui=webui), "gpu-02")
+    services = rendered["services"]
+    assert not [name for name in services if name.startswith("webui")]
+    assert services["agent-1"]["environment"]["APPLIANCE_WEBUI_URL"] == "http://192.168.1.11:17861"
+    assert "a1111_auth" in services["agent-1"]["secrets"]
+    assert rendered["secrets"]["a1111_auth"] == {"file": "/etc/a1111-auth"}
+    single = compose(one_host(webui={"engine": "a1111", "url": "http://10.0.0.9:786{index}"}), "demo")["services"]
+    assert json.loads(single["controller"]["environment"]["APPLIANCE_CONTROLLER_TARGETS"])["webui"][0] == {
+        "name": "demo/0", "address": "agent-0:7860"
+    }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from generator.ops.cluster import places
-from generator.ops.status import ServiceStatus, Status, gateway_url, missing, parse_ps, table
+from generator.ops.status import ServiceStatus, Status, gateway_url, missing, parse_ps, table, workers_table
 from generator.plan import plan
 from tests.unit.generator.clusters import one_host, three_hosts
 
@@ -78,3 +78,17 @@ def test_a_narrow_terminal_loses_no_letter() -> None:
     console = Console(width=30, file=io.StringIO(), record=True)
     console.print(table(Status((ServiceStatus("gpu-01", "models-init", "restarting", "unhealthy", 0, ""),), {}, None)))
     assert "…" not in console.export_text()
+
+
+def test_a_worker_that_has_loaded_something_else_is_marked() -> None:
+    def worker(name: str, fingerprint: str, *, alive: bool = True) -> dict[str, object]:
+        return {"name": name, "state": "idle", "alive": alive, "engine": "diffusers", "fingerprint": fingerprint}
+
+    cluster = {"workers": [worker("a/0", "1" * 64), worker("b/0", "2" * 64), worker("c/0", "1" * 64), worker("d/0", ""),
+                           worker("e/0", "2" * 64, alive=False), worker("f/0", "2" * 64, alive=False)]}  # fmt: skip
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(workers_table(cluster))
+    lines = {line.split()[0]: line for line in console.export_text().splitlines()}
+    assert [name for name, line in lines.items() if "differs" in line] == ["b/0", "e/0", "f/0"]
+    assert "silent" in lines["e/0"]
+    console.print(workers_table({"workers": []}))

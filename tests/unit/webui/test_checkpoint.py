@@ -223,4 +223,5 @@ def test_the_request_hash_covers_what_makes_the_latents() -> None:
     assert request_hash(request, MemorySettings(8)) == request_hash(replace(request, context_batch_size=8), plain)
     for same in (MemorySettings(vae_tiling=True), MemorySettings(cpu_offload=True), MemorySettings(16)):
         assert request_hash(request, same) == request_hash(request, plain)
-    assert request_hash(replace(request, fps=30), plain) == request_hash(request, plain)
+    played = replace(request, fps=30, format=["gif", "frames"], loop_number=3)
+    assert request_hash(played, plain) == request_hash(request, plain)

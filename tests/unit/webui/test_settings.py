@@ -58,3 +58,15 @@ def test_an_empty_secret_is_refused(tmp_path: Path) -> None:
 
 def test_the_health_check_needs_no_secret() -> None:
     assert listen_address({"APPLIANCE_LISTEN": "[::]:81"}) == ("::", 81)
+
+
+def test_how_models_are_kept_and_run_can_be_chosen(secrets_dir: Path) -> None:
+    environ = {"APPLIANCE_SECRETS_DIR": str(secrets_dir), "APPLIANCE_ENGINE": "synthetic", "APPLIANCE_VAE": "mse"}
+    environ |= {"APPLIANCE_DTYPE": "bf16", "APPLIANCE_COMPILE": "1", "APPLIANCE_MODEL_CACHE_GIB": "0.5"}
+    engine = read_settings(environ | {"APPLIANCE_MODEL_CACHE_COUNT": "3"}).engine
+    assert (engine.vae, engine.dtype, engine.compile) == ("mse", "bf16", True)
+    assert (engine.model_cache_gib, engine.model_cache_count) == (0.5, 3)
+    wrong = {"APPLIANCE_DTYPE": "int8", "APPLIANCE_COMPILE": "yes", "APPLIANCE_VAE": "../x"}
+    with pytest.raises(SettingsError) as raised:
+        read_settings(environ | wrong)
+    assert {line.split(":")[0] for line in str(raised.value).splitlines()} == set(wrong)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from webui.engine.base import EngineError, Snapshot, StoppedError
+from webui.engine.base import Clip, EngineError, Snapshot, StoppedError
 from webui.engine.synthetic import SyntheticEngine, draw_frames
 from webui.request import MemorySettings, VideoRequest
 from webui.settings import EngineSettings
@@ -28,6 +28,9 @@ class Recorder:
 
     def phase(self, name: str, part: int = 0, parts: int = 0) -> None:
         self.phases.append(name)
+
+    def decoded(self, clip: Clip, ready: int) -> None:
+        pass
 
     def check(self) -> None:
         pass

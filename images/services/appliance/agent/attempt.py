@@ -31,7 +31,7 @@ from appliance.agent.memory import after_oom
 from appliance.agent.order import Order, make_order
 from appliance.agent.patience import GaveUp, ask_until_answered
 from appliance.agent.watch import Progress, Watchdog
-from appliance.agent.webui import Ping, Webui, WebuiBroke, WebuiError, WebuiRefused
+from appliance.agent.webui import AnyWebui, Ping, WebuiBroke, WebuiError, WebuiRefused
 from appliance.errors import QueueError, StorageError
 from appliance.job import JobState, Reason
 from appliance.lifecycle import cancel_tasks, start_task
@@ -56,7 +56,7 @@ class Attempt:
         self,
         settings: AgentSettings,
         queue: Queue,
-        webui: Webui,
+        webui: AnyWebui,
         claim: Claim,
         *,
         ping: Ping,

@@ -11,7 +11,7 @@ from appliance.agent.disk import Disk
 from appliance.agent.ending import Failed
 from appliance.agent.presence import Presence
 from appliance.agent.trash import TrashCollector
-from appliance.agent.webui import Webui, WebuiError
+from appliance.agent.webui import LOCAL_RUN, AnyWebui, WebuiError
 from appliance.errors import QueueError, StorageError
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
 from appliance.logs import OnceUntilChanged, fields
@@ -33,7 +33,7 @@ HINTS_SECONDS = 5.0
 
 
 class Agent:
-    def __init__(self, settings: AgentSettings, queue: Queue, webui: Webui) -> None:
+    def __init__(self, settings: AgentSettings, queue: Queue, webui: AnyWebui) -> None:
         self._settings = settings
         self._queue = queue
         self._webui = webui
@@ -130,7 +130,7 @@ class Agent:
         self._failures += 1
         if not ending.refused and self._failures == 1:
             return
-        pause = min(PAUSE_MOST_SECONDS, 0.5 * 2**self._failures)
+        pause = min(PAUSE_MOST_SECONDS, 0.5 * 2 ** min(self._failures, 10))
         log.warning("%d attempts failed here in a row, waiting %g s: %s", self._failures, pause, ending.message)
         self._state = "unready"
         await wait_or_stop(stop, pause)
@@ -142,6 +142,9 @@ class Agent:
         ping = self._presence.ping = await self._webui.ping()
         if not ping.ready:
             self._readiness.failing(f"the webui is not ready: {ping.status}", event="webui_not_ready")
+            return False
+        if ping.busy == LOCAL_RUN:  # of its own page or A1111 API: somebody waits for it there
+            self._readiness.failing("the webui works on a run of its own", event="webui_busy")
             return False
         if ping.busy is not None:
             await self._free_webui(ping.busy)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 
+from appliance.agent.a1111 import A1111
+from appliance.agent.a1111.front import serve_ping
 from appliance.agent.loop import Agent
-from appliance.agent.webui import Webui
+from appliance.agent.webui import AnyWebui, Webui
 from appliance.errors import QueueUnavailable
 from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
 from appliance.logs import configure_logging
@@ -26,10 +29,13 @@ def run(settings: AgentSettings) -> int:
 async def _serve(settings: AgentSettings) -> int:
     link = RedisLink(settings.redis)
     queue = Queue(link, settings.queue)
-    webui = Webui(settings.webui_url, settings.cluster_token)
+    webui = _make_webui(settings)
     stop = asyncio.Event()
     try:
-        with stop_on_signals(stop):
+        async with AsyncExitStack() as around:
+            around.enter_context(stop_on_signals(stop))
+            if isinstance(webui, A1111) and settings.a1111 and settings.a1111.listen:
+                await around.enter_async_context(serve_ping(settings.a1111.listen, webui.facts))
             try:
                 await queue.connect()
             except QueueUnavailable as error:
@@ -46,6 +52,12 @@ async def _serve(settings: AgentSettings) -> int:
         await queue.close()
     log.info("stopped")
     return EXIT_CODE if lost else 0
+
+
+def _make_webui(settings: AgentSettings) -> AnyWebui:
+    if settings.a1111 is not None:
+        return A1111(settings.a1111, settings.jobs_dir, settings.no_progress_seconds)
+    return Webui(settings.webui_url, settings.cluster_token)
 
 
 async def _watch(link: RedisLink, seconds: float, agent: Agent, stop: asyncio.Event) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.agent.memory import Memory, memory_for
-from appliance.job import attempt_folder, job_folder
+from appliance.job import PICTURES, attempt_folder, job_folder
 from appliance.queue import Claim
 
 
 @dataclass(frozen=True)
 class Order:
-    """`request` lacks the picture that the job starts from; `body` is the whole, as JSON."""
+    """`request` lacks the pictures that the job works from; `body` is the whole, as JSON."""
 
     request: Mapping[str, Any]
     memory: Memory
@@ -26,7 +26,8 @@ def make_order(claim: Claim, *, plain: bool) -> Order:
     request = json.loads(claim.body)
     if not isinstance(request, dict):
         raise ValueError("it is not a JSON object")
-    request.pop("init_image", None)
+    for name in PICTURES:
+        request.pop(name, None)
     memory = Memory() if plain else memory_for(request, claim.ooms)
     head: dict[str, Any] = {
         "job": claim.job_id,

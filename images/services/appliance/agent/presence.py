@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 
-from appliance.agent.webui import Ping, Webui
+from appliance.agent.webui import AnyWebui, Ping
 from appliance.errors import QueueError
 from appliance.job import Capabilities
 from appliance.logs import OnceUntilChanged
@@ -22,7 +22,7 @@ LEFT_SECONDS = 10.0
 
 
 class Presence:
-    def __init__(self, settings: AgentSettings, queue: Queue, webui: Webui) -> None:
+    def __init__(self, settings: AgentSettings, queue: Queue, webui: AnyWebui) -> None:
         self._settings = settings
         self._queue = queue
         self._webui = webui

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -18,6 +18,7 @@ from appliance.settings import Secret
 CONNECT_SECONDS = 1.0
 PING_SECONDS = 1.0
 INTERRUPT_SECONDS = 5.0
+LOCAL_RUN = "local"  # what a webui is busy with that no agent ordered
 
 
 class WebuiError(ApplianceError):
@@ -55,6 +56,20 @@ class Ping:
 
     def with_gpu_of(self, later: Ping) -> Ping:
         return replace(self, gpu=later.gpu)
+
+
+class AnyWebui(Protocol):
+    """What makes the videos, seen from the agent: our own webui, or a foreign one behind an adapter."""
+
+    async def close(self) -> None: ...
+
+    async def ping(self) -> Ping: ...
+
+    async def interrupt(
+        self, job_id: str, fence: int | None = None, *, checkpoint: bool = False, seconds: float = INTERRUPT_SECONDS
+    ) -> int | None: ...
+
+    def generate(self, body: bytes) -> AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]: ...
 
 
 class Webui:

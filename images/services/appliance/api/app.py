@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from appliance.api import cluster, events, jobs, results
-from appliance.api.auth import Authenticate, KeyRing
+from appliance.api.auth import TASK_PATHS, Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
 from appliance.api.openapi import install_openapi
 from appliance.api.problems import install_handlers
+from appliance.api.sdapi import PREFIX, SdapiRoutes
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
 from appliance.lifecycle import cancel_tasks, start_task
@@ -33,6 +35,10 @@ def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
     app.state.services = services
     for part in (jobs, events, results, cluster):
         app.include_router(part.router)
+    sdapi = SdapiRoutes(services)
+    app.mount(PREFIX, sdapi.app())
+    tasks = sdapi.tasks()
+    app.router.routes.extend(Route(path, tasks) for path in TASK_PATHS)
     app.state.routes = [route for part in (jobs, events, results, cluster) for route in part.router.routes]
     install_handlers(app)
     install_openapi(app)

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.api.problems import Problem, problem_response
+from sdapi.errors import unauthorized
 
 log = logging.getLogger(__name__)
 
 LINE = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?P<role>user|operator):(?P<digest>[0-9a-f]{64})")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+TASK_PATHS = ("/internal/progress", "/internal/pending-tasks")
+SDAPI_PATHS = ("/sdapi/", *TASK_PATHS)
 RECHECK_SECONDS = 1.0
 SETTLED_NS = 1_000_000_000
 UNSETTLED = (-1, -1)
@@ -125,6 +129,10 @@ class Authenticate:
         await self._app(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(SDAPI_PATHS):
+            error = unauthorized()
+            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+            return
         # A browser asks its user for a password only when it is told Basic.
         scheme = "Basic" if scope["path"] == "/internal/auth" else "Bearer"
         problem = Problem(

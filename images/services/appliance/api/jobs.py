@@ -36,8 +36,8 @@ async def submit_job(
     job: JobRequest,
     idempotency_key: IdempotencyKey = None,
 ) -> Accepted:
-    if job.init_image is None and len(await request.body()) > PLAIN_BODY_LIMIT_BYTES:
-        raise Problem(413, "body-too-large", f"without init_image a body may have {PLAIN_BODY_LIMIT_BYTES} bytes")
+    if not job.carries_pictures and len(await request.body()) > PLAIN_BODY_LIMIT_BYTES:
+        raise Problem(413, "body-too-large", f"without a picture a body may have {PLAIN_BODY_LIMIT_BYTES} bytes")
     require_affordable(job, services.settings.max_pixel_frames)
     submission = submission_of(job, caller, idempotency_key)
     accepted = await patiently(services, lambda: services.queue.submit(submission))

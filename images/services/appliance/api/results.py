@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,15 +22,34 @@ router = APIRouter(prefix="/api/v1/jobs", tags=["results"])
 STORAGE_SECONDS = 5.0
 # Nothing a browser would run: media is played, everything else is downloaded.
 OTHER_TYPE = "application/octet-stream"
-INLINE_TYPES = frozenset({"video/mp4", "image/gif", "image/webp", "image/png", "image/jpeg", "application/json"})
+INLINE_TYPES = frozenset(
+    {"video/mp4", "video/webm", "image/gif", "image/webp", "image/png", "image/jpeg", "application/json"}
+)
+
+
+class FileFormat(str, Enum):
+    MP4 = "mp4"
+    GIF = "gif"
+    WEBP = "webp"
+    WEBM = "webm"
+    PNG = "png"
+
+    @property
+    def media_type(self) -> str:
+        return f"video/{self.value}" if self in (FileFormat.MP4, FileFormat.WEBM) else f"image/{self.value}"
 
 
 async def read_result(
-    services: ServicesHere, caller: Caller, job_id: JobId, file: Annotated[int, Query(ge=0, le=100_000)] = 0
+    services: ServicesHere,
+    caller: Caller,
+    job_id: JobId,
+    file: Annotated[int, Query(ge=0, le=100_000)] = 0,
+    format: FileFormat | None = None,
 ) -> FileResponse:
-    """The `file`-th file of a finished job; range requests work."""
+    """The `file`-th file of a finished job, counted from 0, or with `format` the `file`-th of that format (frames are
+    `png`); range requests work. The files are in the order mp4, gif, webp, webm, png."""
     job = await find_job(services, caller, job_id)
-    path, described = await _locate_in_time(services.settings.jobs_dir, job, file)
+    path, described = await _locate_in_time(services.settings.jobs_dir, job, file, format)
     media_type = described.media_type if described.media_type in INLINE_TYPES else OTHER_TYPE
     return FileResponse(
         path,
@@ -40,25 +60,29 @@ async def read_result(
     )
 
 
-async def _locate_in_time(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile]:
+async def _locate_in_time(
+    jobs_dir: Path, job: JobRecord, index: int, kind: FileFormat | None
+) -> tuple[Path, ResultFile]:
     """In a thread: a hung mount must hold up neither the other requests nor the housekeeping of the queue."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(locate, jobs_dir, job, index), STORAGE_SECONDS)
+        return await asyncio.wait_for(asyncio.to_thread(locate, jobs_dir, job, index, kind), STORAGE_SECONDS)
     except asyncio.TimeoutError as error:
         detail = f"storage has not answered for {STORAGE_SECONDS:g} s"
         raise Problem(503, "storage-unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
 
 
-def locate(jobs_dir: Path, job: JobRecord, index: int) -> tuple[Path, ResultFile]:
+def locate(jobs_dir: Path, job: JobRecord, index: int, kind: FileFormat | None = None) -> tuple[Path, ResultFile]:
     if job.state is not JobState.DONE or job.result is None:
         raise Problem(409, "not-finished", f"the job is {job.state.value}; there is no result", state=job.state.value)
     try:
         commit = Commit.parse_object(job.result)
     except StorageError as error:
         raise Problem(404, "no-such-file", f"the result's description is broken: {error}") from error
-    if index >= len(commit.files):
-        raise Problem(404, "no-such-file", f"the result has {len(commit.files)} files, numbered from 0")
-    described = commit.files[index]
+    files = [file for file in commit.files if kind is None or file.media_type == kind.media_type]
+    if index >= len(files):
+        of_kind = f"{kind.value} files" if kind else "files"
+        raise Problem(404, "no-such-file", f"the result has {len(files)} {of_kind}, numbered from 0")
+    described = files[index]
     path = jobs_dir / attempt_folder(job.job_id, commit.fence) / described.name
     if not _is_there(jobs_dir, path):
         raise Problem(404, "file-missing", "the file is not on storage (any more, or storage is not mounted)")

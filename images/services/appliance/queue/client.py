@@ -118,7 +118,7 @@ class Queue(Reader):
         its worker's name gets nothing."""
         arguments: dict[str, Any] = {"worker": worker, "nonce": nonce, "boot": boot_id, "turn": self._turn(nonce)}
         if capabilities is not None:
-            arguments["can"] = capabilities.as_dict()
+            arguments["can"] = capabilities.for_claim()
         answer = await self._call("claim", arguments)
         if answer[0] == "none":
             _, cursor, due, outcomes = answer

@@ -14,6 +14,7 @@ from appliance.queue.hints import follow_hints
 from appliance.queue.types import JobRecord, StreamEvent, WorkerRecord
 from appliance.redis_link import RedisLink
 
+NOTES_SECONDS = 7 * 86400
 StreamEntries = list[tuple[str, dict[str, str]]]
 
 
@@ -107,6 +108,32 @@ class Reader:
             return [WorkerRecord.parse(name, row, moment) for name, row in zip(names, rows, strict=True) if row]
 
         return await self._link.run(read)
+
+    async def notes(self, user: str) -> dict[str, str]:
+        """What the api's replicas remember for this user together; small texts by name."""
+
+        async def read(client: Redis) -> dict[str, str]:
+            return cast("dict[str, str]", await client.hgetall(keys.notes(user)))
+
+        return await self._link.run(read)
+
+    async def put_note(self, user: str, name: str, text: str) -> None:
+        """All of a user's notes go `NOTES_SECONDS` after the last one was put."""
+
+        async def write(client: Redis) -> None:
+            pipeline = client.pipeline(transaction=False)
+            pipeline.hset(keys.notes(user), name, text)
+            pipeline.expire(keys.notes(user), NOTES_SECONDS)
+            await pipeline.execute()
+
+        await self._link.run(write)
+
+    async def drop_notes(self, user: str, *names: str) -> None:
+        async def write(client: Redis) -> None:
+            await client.hdel(keys.notes(user), *names)
+
+        if names:
+            await self._link.run(write)
 
     async def trash(self, count: int) -> list[str]:
         """Some of the jobs whose retention is over: storage has what is left of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -25,6 +25,8 @@ Reason = Literal[
 ]
 Phase = Literal["load", "step", "decode", "encode"]
 Frames = NDArray[np.uint8]
+Told = Callable[[int, int], None]
+"""Hears how many of how many parts are done; what it raises ends the work."""
 
 # After these the CUDA context stays broken: only a new process can use the GPU again.
 POISONING: frozenset[Reason] = frozenset({"CUDA_ERROR", "GPU_LOST"})
@@ -44,6 +46,19 @@ class StoppedError(EngineError):
         super().__init__("CANCELLED", "stopped on request")
 
 
+def nobody(done: int, parts: int) -> None:
+    """Hears of it and does nothing."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Models that were loaded: cold for the first ones, cached from main memory, switched from disk."""
+
+    model: str
+    cache: Literal["cold", "cached", "switched"]
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What the loaded engine can do; requests for anything else are refused before they reach it."""
@@ -56,6 +71,15 @@ class Capabilities:
     max_frames: int
     samplers: Sequence[str]
     vram_mib: int = 0  # 0: not limited, or not known
+    schedulers: Sequence[str] = ()
+    # By name, all that may be asked for; checkpoint and motion_module are what is taken when nothing is.
+    checkpoints: Sequence[str] = ()
+    motion_modules: Sequence[str] = ()
+    loras: Sequence[str] = ()
+    vaes: Sequence[str] = ()
+    controlnets: Sequence[str] = ()
+    refused: Sequence[str] = ()  # file names of pickles that lie among them and are never loaded
+    motion_frames: Mapping[str, int] = field(default_factory=dict)  # max_frames of the other motion modules
 
 
 @dataclass
@@ -76,6 +100,8 @@ class Snapshot:
     step: int
     seed: int
     tensors: dict[str, NDArray[Any]]
+    picture: Callable[[], NDArray[np.uint8]] | None = field(default=None, compare=False)
+    """Draws (height, width, 3) for a preview, where the tensors are no latents that one could look at."""
 
 
 class Control(Protocol):
@@ -85,6 +111,9 @@ class Control(Protocol):
         """After each step, with the state that may be kept; it lies in main memory, where a hung GPU cannot hold it."""
 
     def phase(self, name: Phase, part: int = 0, parts: int = 0) -> None: ...
+
+    def decoded(self, clip: Clip, ready: int) -> None:
+        """The first `ready` of the clip's frames will not change any more, nor will its parameters."""
 
     def check(self) -> None: ...
 
@@ -101,6 +130,15 @@ class Engine(Protocol):
         self, request: VideoRequest, control: Control, memory: MemorySettings, resume: Snapshot | None = None
     ) -> Clip:
         """`memory` holds for this generation alone."""
+
+    def identify(self, request: VideoRequest) -> str:
+        """Changes with the content of any model file that the request uses. Raises EngineError if one is missing."""
+
+    def offers(self) -> dict[str, Any]:
+        """The fields of Capabilities that change when files come and go. Any thread may ask; raises OSError."""
+
+    def loads(self) -> list[Load]:
+        """What was loaded since this was last asked."""
 
     def release(self) -> None:
         """Gives back what the last generation held, also after a failed one."""

@@ -1,25 +1,33 @@
-"""AnimateDiff by diffusers, from local files alone: a checkpoint folder and a motion module folder."""
+"""AnimateDiff by diffusers, from local files alone."""
 
 from __future__ import annotations
 
 import logging
 import secrets
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 import transformers
-from diffusers import AnimateDiffPipeline, MotionAdapter
 
-from webui.engine.base import Capabilities, Clip, Control, EngineError, Snapshot
-from webui.engine.denoise import LATENTS, RANDOM, decode, denoise
+from webui.engine.base import Capabilities, Clip, Control, EngineError, Load, Snapshot
+from webui.engine.context import Window, windows
+from webui.engine.controls import controls_for
+from webui.engine.decode import decode, tiled
+from webui.engine.denoise import RANDOM, Denoiser, can_go_on
 from webui.engine.failure import to_engine_error
-from webui.engine.loading import fingerprint, model_folder
-from webui.engine.schedule import ResumableDDIM
-from webui.engine.windows import WindowedUNet, tiled, windowed
+from webui.engine.guidance import Guidance
+from webui.engine.library import Library
+from webui.engine.loading import fingerprint
+from webui.engine.models import Models, Ready, Selection, way_of_computing
+from webui.engine.text import length_warnings
+from webui.engine.windows import windowed
 from webui.request import MemorySettings, VideoRequest, context_of
+from webui.sampler_names import SAMPLERS, SCHEDULES
 from webui.settings import EngineSettings
 
 DECODE_FRAMES = 4  # at once: the autoencoder, not the UNet, sets the peak of memory
@@ -38,6 +46,9 @@ class Quiet:
     def phase(self, name: str, part: int = 0, parts: int = 0) -> None:
         pass
 
+    def decoded(self, clip: Clip, ready: int) -> None:
+        pass
+
     def check(self) -> None:
         pass
 
@@ -45,50 +56,65 @@ class Quiet:
 class DiffusersEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self._pipeline: Any = None
+        self._library = Library(settings.models_dir, Path(settings.scratch_dir))
+        self._models = Models(settings, self._library)
         self._offloading = False
+
+    @property
+    def _pipeline(self) -> Any:
+        return self._models.pipeline
 
     def load(self) -> Capabilities:
         settings = self._settings
-        checkpoint = model_folder(settings.models_dir, "checkpoint", settings.checkpoint)
-        motion_module = model_folder(settings.models_dir, "motion_module", settings.motion_module)
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise EngineError("GPU_LOST", "APPLIANCE_DEVICE is cuda, but PyTorch sees no GPU")
         torch.set_num_threads(settings.threads)
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         try:
-            adapter = self._load(checkpoint, motion_module)
+            selection = self._models.select(VideoRequest(""))
+            with self._models.ready(VideoRequest("")) as ready:
+                frames = ready.pipeline.unet.config.motion_max_seq_length
+            return self._capabilities(selection, frames)
         except Exception as error:
             raise to_engine_error(error, "MODEL_LOAD_FAIL") from error
+
+    def _capabilities(self, selection: Selection, max_frames: int) -> Capabilities:
+        settings, library = self._settings, self._library
+        models = [chosen.model for chosen in (selection.checkpoint, selection.motion_module, selection.vae) if chosen]
         return Capabilities(
             engine=f"diffusers-{settings.device}",
-            fingerprint=fingerprint(checkpoint, motion_module),
+            fingerprint=fingerprint(library, way_of_computing(settings), *models),
             synthetic=False,
-            checkpoint=settings.checkpoint,
-            motion_module=settings.motion_module,
-            max_frames=adapter.config.motion_max_seq_length,
-            samplers=("DDIM",),
+            checkpoint=selection.checkpoint.model.name,
+            motion_module=selection.motion_module.model.name,
+            max_frames=max_frames,
+            samplers=tuple(SAMPLERS),
+            schedulers=SCHEDULES,
             vram_mib=torch.cuda.mem_get_info()[1] // MIB if settings.device == "cuda" else 0,
+            **self.offers(),
         )
 
     def warm_up(self) -> Clip:
+        if self._settings.device == "cuda":
+            self._warm_up_usual_size()
         request = VideoRequest("warm-up", width=64, height=64, frames=2, steps=1, seed=0)
         return self.generate(request, Quiet(), MemorySettings())
 
+    def _warm_up_usual_size(self) -> None:
+        """GPU libraries choose their ways by shape. A GPU without the memory for it will not see that size later."""
+        request = VideoRequest("warm-up", steps=1, seed=0)
+        frames = min(request.frames, self._pipeline.unet.config.motion_max_seq_length)
+        try:
+            self.generate(replace(request, frames=frames), Quiet(), MemorySettings())
+        except EngineError as error:
+            if error.reason != "OOM":
+                raise
+            log.warning("not warmed up for the usual size: %s", error.message)
+        self.release()
+
     def accepts(self, snapshot: Snapshot, request: VideoRequest) -> bool:
-        pipeline, scale = self._pipeline, self._pipeline.vae_scale_factor
-        channels = pipeline.unet.config.in_channels
-        shape = (1, channels, request.frames, request.height // scale, request.width // scale)
-        latents, random = snapshot.tensors.get(LATENTS), snapshot.tensors.get(RANDOM)
-        return (
-            latents is not None
-            and random is not None
-            and latents.shape == shape
-            and bool(np.isfinite(latents).all())
-            and random.dtype == np.uint8
-            and random.shape == torch.Generator("cpu").get_state().shape
-        )
+        return can_go_on(self._pipeline, request, snapshot)
 
     def generate(
         self, request: VideoRequest, control: Control, memory: MemorySettings, resume: Snapshot | None = None
@@ -100,20 +126,25 @@ class DiffusersEngine:
         seed = resume.seed if resume is not None else generator.initial_seed()
         control.phase("load")
         try:
-            self._offload(memory)
-            control.phase("step")  # from here on silence is judged as a step's
-            with (
-                torch.inference_mode(),
-                windowed(self._pipeline.unet, request.frames, context_of(request, memory), request.context_overlap),
-            ):
-                latents = denoise(self._pipeline, request, seed, generator, control, resume)
-            control.phase("decode")
-            with torch.inference_mode(), tiled(self._pipeline.vae, memory.vae_tiling):
-                frames = decode(self._pipeline.vae, latents, control, 1 if memory.vae_tiling else DECODE_FRAMES)
+            with self._pipeline_for(request) as ready, torch.inference_mode():
+                pipeline = ready.pipeline
+                self._offload(memory)
+                controls = controls_for(pipeline, request, self._models.control, partial(control.phase, "load"))
+                control.phase("step")  # from here on silence is judged as a step's
+                with windowed(pipeline.unet, _windows(request, memory), controls, partial(control.phase, "step")):
+                    guidance = Guidance(request.cfg_scale, split=self._is_short(memory))
+                    latents = Denoiser(pipeline, request, seed, generator, control, guidance).run(resume)
+                control.phase("decode")
+                told = request.described() | {"seed": seed} | ready.made_with
+                told["warnings"] = length_warnings(pipeline, request) + ready.warnings
+                with tiled(pipeline.vae, memory.vae_tiling):
+                    return decode(pipeline.vae, latents, control, 1 if memory.vae_tiling else DECODE_FRAMES, told)
         except Exception as error:
             raise to_engine_error(error, "UNKNOWN") from error
-        warnings = self._warnings(request)
-        return Clip(frames, request.as_dict() | {"seed": seed, "sampler": "DDIM", "warnings": warnings})
+
+    def _is_short(self, memory: MemorySettings) -> bool:
+        """Whether the GPU has run out of memory with this job before. On the CPU equal seeds must stay equal bytes."""
+        return self._settings.device == "cuda" and memory != MemorySettings()
 
     def release(self) -> None:
         if self._pipeline is not None:
@@ -132,33 +163,26 @@ class DiffusersEngine:
         name = torch.cuda.get_device_name()
         return {"name": name, "memory_total_mib": total // MIB, "memory_used_mib": (total - free) // MIB}
 
+    def identify(self, request: VideoRequest) -> str:
+        return self._models.select(request).identity()
+
+    def offers(self) -> dict[str, Any]:
+        return self._library.offers()
+
+    def loads(self) -> list[Load]:
+        return self._models.loads()
+
+    def _pipeline_for(self, request: VideoRequest) -> AbstractContextManager[Ready]:
+        """The request's models on the device, its LoRAs in them and its sampler set; afterwards they are as before."""
+        return self._models.ready(request)
+
     def _offload(self, memory: MemorySettings) -> None:
         """Until `release`: each model is on the GPU only while it works. Without a GPU there is nothing to save."""
         if memory.cpu_offload and self._settings.device == "cuda":
             self._offloading = True
             self._pipeline.enable_model_cpu_offload(device=self._settings.device)
 
-    def _load(self, checkpoint: Path, motion_module: Path) -> Any:
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-        if self._settings.device == "cuda":
-            options["torch_dtype"] = torch.float16
-        adapter = MotionAdapter.from_pretrained(str(motion_module), **options)
-        pipeline = AnimateDiffPipeline.from_pretrained(
-            str(checkpoint),
-            motion_adapter=adapter,
-            scheduler=ResumableDDIM(beta_schedule="linear", clip_sample=False, steps_offset=1),
-            **options,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.unet.__class__ = WindowedUNet  # the pipeline makes its UNet itself, from checkpoint and adapter
-        self._pipeline = pipeline.to(self._settings.device)
-        return adapter
 
-    def _warnings(self, request: VideoRequest) -> list[str]:
-        tokenizer = self._pipeline.tokenizer
-        limit = tokenizer.model_max_length
-        return [
-            f"{name} has {count} tokens; the model read the first {limit}"
-            for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt))
-            if (count := len(tokenizer(text, truncation=False, verbose=False).input_ids)) > limit
-        ]
+def _windows(request: VideoRequest, memory: MemorySettings) -> list[Window]:
+    context = context_of(request, memory)
+    return windows(request.frames, context, request.context_overlap, request.context_stride, request.closed_loop)

@@ -6,7 +6,7 @@ The faults (a JSON object) make it fail on purpose:
 `slow_step_seconds` s: a step takes that long · `oom_above_context` n: OOM unless at most n frames are looked at
 together · `oom_without_tiling`, `oom_without_offload` true: OOM unless that is on · `nan_at_decode` true: the steps
 were for nothing · `only_prompt_contains` text: all of these only happen to those prompts ·
-`oom` n: the first n generations fail with OOM ·
+`oom` n: the first n generations fail with OOM · `sick_after_oom` true: so does the self-test after any generation ·
 `fail_prompt_contains` text, with `reason`: those prompts fail · `load_seconds` s: loading takes that long ·
 `load_error` text: loading fails · `vram_mib` n, `max_frames` n: claims to have that.
 """
@@ -19,21 +19,28 @@ import os
 import secrets
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from webui import __version__
-from webui.engine.base import Capabilities, Clip, Control, EngineError, Frames, Phase, Reason, Snapshot
+from webui.engine.base import Capabilities, Clip, Control, EngineError, Frames, Load, Phase, Reason, Snapshot
+from webui.engine.library import Library
 from webui.request import MemorySettings, VideoRequest, context_of
+from webui.sampler_names import SAMPLERS, SCHEDULES
 from webui.settings import EngineSettings
 
 MAX_FRAMES = 128
 STATE_BYTES = 32
+# Asked for, each of these makes another picture, as it would with a model.
+MORE = ("init_image", "last_frame", "init_video", "controlnets", "sparse_control", "free_init", "loras", "closed_loop")
 KNOWN_FAULTS = frozenset(
     {"hang_at_step", "crash_at_step", "kill_at_step", "hang_in_phase", "slow_step_seconds", "only_prompt_contains"}
     | {"oom_above_context", "oom_without_tiling", "oom_without_offload", "nan_at_decode", "vram_mib", "max_frames"}
-    | {"oom", "fail_prompt_contains", "reason", "load_seconds", "load_error"}
+    | {"sick_after_oom", "oom", "fail_prompt_contains", "reason", "load_seconds", "load_error"}
 )
 
 
@@ -58,11 +65,15 @@ class SyntheticEngine:
             checkpoint=self._settings.checkpoint,
             motion_module=self._settings.motion_module,
             max_frames=self._faults.get("max_frames", MAX_FRAMES),
-            samplers=("DDIM",),
+            samplers=tuple(SAMPLERS),
+            schedulers=SCHEDULES,
             vram_mib=self._faults.get("vram_mib", 0),
+            **self.offers(),
         )
 
     def warm_up(self) -> Clip:
+        if self._generations and self._faults.get("sick_after_oom"):
+            raise EngineError("OOM", "synthetic fault: still out of GPU memory")
         return Clip(draw_frames(VideoRequest(prompt="warm-up", width=64, height=64, frames=2), seed=0))
 
     def accepts(self, snapshot: Snapshot, request: VideoRequest) -> bool:
@@ -86,12 +97,13 @@ class SyntheticEngine:
         _enter(control, "load", faults)
         _run_out_of_memory(faults, request, memory)
         control.phase("step")
-        while done < request.steps:
+        while done < request.total_steps:
             done += 1
             _misbehave(faults, done)
             time.sleep(faults.get("slow_step_seconds", self._settings.step_seconds))
             state = next_state(state, done)
-            control.step(done, Snapshot(done, seed, {"state": np.frombuffer(state, np.uint8)}))
+            picture = partial(_draw_preview, request, seed, state)
+            control.step(done, Snapshot(done, seed, {"state": np.frombuffer(state, np.uint8)}, picture))
         _enter(control, "decode", faults)
         if faults.get("oom_without_tiling") and not memory.vae_tiling:
             raise EngineError("OOM", "synthetic fault: out of GPU memory while decoding")
@@ -99,7 +111,17 @@ class SyntheticEngine:
             raise EngineError("UNKNOWN", "synthetic fault: the model produced NaN")
         frames = draw_frames(request, seed, state)
         _enter(control, "encode", faults)
-        return Clip(frames, request.as_dict() | {"seed": seed, "sampler": "DDIM"})
+        return Clip(frames, request.described() | {"seed": seed, "sampler": "DDIM"})
+
+    def identify(self, request: VideoRequest) -> str:
+        """Its pictures depend on no file."""
+        return ""
+
+    def offers(self) -> dict[str, Any]:
+        return Library(self._settings.models_dir, self._settings.scratch_dir).offers()
+
+    def loads(self) -> list[Load]:
+        return []
 
     def release(self) -> None:
         """Holds nothing between generations."""
@@ -134,12 +156,20 @@ def _misbehave(faults: dict[str, Any], step: int) -> None:
 
 def first_state(request: VideoRequest, seed: int, memory: MemorySettings) -> bytes:
     text = f"{seed} {context_of(request, memory)} {request.prompt} {request.negative_prompt}"
+    more = {name: value for name, value in request.described().items() if name in MORE}
+    text += f" {json.dumps(more, sort_keys=True)}" if more else ""
     return hashlib.sha256(text.encode()).digest()
 
 
 def next_state(state: bytes, step: int) -> bytes:
     """As a model's latents do, the state depends on every step before: none can be left out or done twice."""
     return hashlib.sha256(state + step.to_bytes(4, "big")).digest()
+
+
+def _draw_preview(request: VideoRequest, seed: int, state: bytes) -> NDArray[np.uint8]:
+    small = replace(request, width=max(8, request.width // 4), height=max(8, request.height // 4), frames=1)
+    picture: NDArray[np.uint8] = draw_frames(small, seed, state)[0]
+    return picture
 
 
 def draw_frames(request: VideoRequest, seed: int, state: bytes | None = None) -> Frames:

@@ -1,4 +1,4 @@
-"""Context windows: the model sees a few neighbouring frames at a time, as in AUTOMATIC1111's AnimateDiff extension.
+"""Context windows: the model sees a few frames at a time, as in AUTOMATIC1111's AnimateDiff extension.
 
 Each step runs the UNet once per window and blends what overlaps, so memory follows the window and not the clip, in
 every layer. (diffusers' FreeNoise only shortens temporal attention: the other layers still see the whole clip.)
@@ -7,7 +7,7 @@ Nothing is carried from step to step, so a checkpoint needs nothing more for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,31 +15,57 @@ import torch
 from diffusers import UNetMotionModel
 from diffusers.models.unets.unet_motion_model import UNetMotionOutput
 
-from webui.engine.context import windows
-
-TILE_PIXELS = 256
+from webui.engine.base import Told, nobody
+from webui.engine.context import Window
+from webui.engine.controls import Controls
 
 
 class WindowedUNet(UNetMotionModel):  # type: ignore[misc]
-    """The pipeline's own UNet with another `forward`: as a subclass it also works below accelerate's hooks."""
+    """The pipeline's own UNet with another `forward`: as a subclass it also works below accelerate's hooks.
 
-    windows: tuple[tuple[int, int], ...] = ()
+    ControlNets are asked in here, because they, too, may only see one window at a time.
+    """
+
+    windows: tuple[Window, ...] = ()
+    controls: Controls | None = None
+    told: Told = staticmethod(nobody)
+    _compiled: Any = None
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Only what looks at frames: the windows around it are Python's own loop, which would be unrolled."""
+        self._compiled = torch.compile(super().forward, *args, **options)
 
     def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any) -> Any:
-        if not self.windows:
-            return super().forward(sample, timestep, encoder_hidden_states, **options)
-        options["return_dict"] = False
+        """`sample` is (clips, channels, frames, h, w), `encoder_hidden_states` (clips * frames, tokens, width)."""
         clips, _, frames, _, _ = sample.shape
+        if not self.windows:
+            noise = self._look(sample, timestep, encoder_hidden_states, range(frames), options)
+            return UNetMotionOutput(sample=noise)
         texts = encoder_hidden_states.unflatten(0, (clips, frames))
         total = torch.zeros_like(sample, dtype=torch.float32)
         weights = torch.zeros(frames, 1, 1, dtype=torch.float32, device=sample.device)
-        for start, end in self.windows:
-            text = texts[:, start:end].flatten(0, 1)
-            (noise,) = super().forward(sample[:, :, start:end], timestep, text, **options)
-            weight = _weights(end - start).to(sample.device)
-            total[:, :, start:end] += noise.float() * weight
-            weights[start:end] += weight
+        for number, window in enumerate(self.windows, start=1):
+            seen = _seen(window, sample.device)
+            noise = self._look(sample[:, :, seen], timestep, texts[:, seen].flatten(0, 1), window, options)
+            weight = _weights(len(window)).to(sample.device)
+            total[:, :, seen] += noise.float() * weight
+            weights[seen] += weight
+            self.told(number, len(self.windows))
         return UNetMotionOutput(sample=(total / weights).to(sample.dtype))
+
+    def _look(self, sample: Any, timestep: Any, text: Any, frames: Sequence[int], options: dict[str, Any]) -> Any:
+        if self.controls is not None:
+            options = options | self.controls.residuals(sample, timestep, text, frames)
+        forward = self._compiled or super().forward
+        (noise,) = forward(sample, timestep, text, **options | {"return_dict": False})
+        return noise
+
+
+def _seen(window: Window, device: Any) -> Any:
+    """An index of the frames; a slice where they follow one another, which copies nothing."""
+    if window[-1] - window[0] == len(window) - 1 and list(window) == sorted(window):
+        return slice(window[0], window[-1] + 1)
+    return torch.tensor(window, device=device)
 
 
 def _weights(count: int) -> Any:
@@ -49,26 +75,10 @@ def _weights(count: int) -> Any:
 
 
 @contextmanager
-def windowed(unet: Any, frames: int, context: int | None, overlap: int | None) -> Iterator[None]:
-    unet.windows = tuple(windows(frames, context, overlap)) if context else ()
+def windowed(unet: Any, windows: list[Window], controls: Controls | None = None, told: Told = nobody) -> Iterator[None]:
+    """For one generation. `told` hears of each window of a step, and what it raises ends the step."""
+    unet.windows, unet.controls, unet.told = tuple(windows), controls, told
     try:
         yield
     finally:
-        unet.windows = ()
-
-
-@contextmanager
-def tiled(vae: Any, wanted: bool) -> Iterator[None]:
-    """Halves the tile until even a picture of the usual size has several; else tiling would change nothing."""
-    if not wanted:
-        yield
-        return
-    before = (vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size)
-    vae.enable_tiling()
-    shrink = max(1, vae.tile_sample_min_size // TILE_PIXELS)
-    vae.tile_sample_min_size //= shrink
-    vae.tile_latent_min_size //= shrink
-    try:
-        yield
-    finally:
-        vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = before
+        unet.windows, unet.controls, unet.told = (), None, nobody
