@@ -153,8 +153,10 @@ def test_without_a_key_nothing_is_told(stack: Stack) -> None:
             answer = stranger.request(method, path)
             assert answer.status_code == httpx.codes.UNAUTHORIZED, (method, path)
             assert answer.headers["content-type"].startswith("application/problem+json")
-        for path in ("/internal/ping", "/internal/auth", "/webui/internal/generate", "/metrics"):
+        for path in ("/internal/auth", "/webui/internal/ping", "/webui/internal/generate", "/metrics"):
             assert stranger.get(path).status_code in (httpx.codes.NOT_FOUND, httpx.codes.UNAUTHORIZED), path
+        # A1111's clients ask for it first; it is the gateway's own, not a node's.
+        assert stranger.get("/internal/ping").json() == stranger.get("/readyz").json()
 
 
 def test_containers_run_as_nobody_in_particular(stack: Stack) -> None:
