@@ -198,7 +198,7 @@ def _workers(loaded: Loaded) -> Iterator[Problem]:
 def _webui(loaded: Loaded) -> Iterator[Problem]:
     webui = loaded.cluster.webui
     if webui.engine is WebuiEngine.OWN:
-        for key in ("image", "url", "auth_file"):
+        for key in ("image", "url"):
             if getattr(webui, key) is not None:
                 yield loaded.problem(("webui", key), "is not used with engine own; remove it, or write engine: a1111")
         return

@@ -125,7 +125,7 @@ class Images(Part):
 
 
 class Webui(Part):
-    """A foreign A1111 in the place of our own server: as an image of one's own, or running already."""
+    """Who may use a node directly; or a foreign A1111 in its place, as an image of one's own or running already."""
 
     engine: WebuiEngine = WebuiEngine.OWN
     image: Annotated[str, Field(pattern=IMAGE)] | None = None

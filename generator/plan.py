@@ -198,6 +198,7 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
         dtype=cluster.worker.dtype.value,
         model_cache_gib=cluster.worker.model_cache_gib,
         webui_limits=Limits(cluster.worker.cpus, cluster.worker.memory_gib << 10, 512),
+        api_auth_file="" if foreign else cluster.webui.auth_file or "",
         foreign=ForeignPlan(cluster.webui.image or "", cluster.webui.auth_file or "") if foreign else None,
     )
 

@@ -167,6 +167,8 @@ class ClusterPlan:
     dtype: str
     model_cache_gib: float
     webui_limits: Limits
+    api_auth_file: str = ""
+    """Users of the nodes themselves; empty: none but the cluster's own parts."""
     foreign: ForeignPlan | None = None
     uid: int = UID
     limits: dict[str, Limits] = field(

@@ -342,7 +342,6 @@ CASES: list[tuple[str, list[Change], str]] = [
         "hosts.c.cpu_workers: 2: beside gpus there are none",
     ),
     ("_webui", [put("webui.image", "x")], "webui.image: x: is not used with engine own; remove it, or write engine: a"),
-    ("_webui", [put("webui.auth_file", "/x")], "webui.auth_file: /x: is not used with engine own"),
     ("_webui", [put("webui.engine", "a1111")], "webui.engine: a1111: needs either image or url beside it"),
     (
         "_webui",

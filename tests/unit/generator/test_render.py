@@ -142,6 +142,14 @@ def test_a_foreign_image_takes_the_place_of_our_webui() -> None:
     assert ("ports" in foreign, agent["ports"][0]["published"]) == (False, "7861"), "the agent answers the controller"
 
 
+def test_the_users_of_the_nodes_stand_in_a_file_of_the_hosts() -> None:
+    rendered = compose(three_hosts(webui={"auth_file": "/etc/webui-users"}), "gpu-02")
+    assert rendered["services"]["webui-1"]["secrets"] == ["cluster_token", "api_auth"]
+    assert rendered["secrets"]["api_auth"] == {"file": "/etc/webui-users"}
+    assert "api_auth" not in rendered["services"]["agent-1"]["secrets"]
+    assert "api_auth" not in compose(three_hosts(), "gpu-02")["secrets"]
+
+
 def test_a_foreign_url_needs_no_container_of_its_own() -> None:
     webui = {"engine": "a1111", "url": "http://{address}:1786{index}", "auth_file": "/etc/a1111-auth"}
     rendered = compose(three_hosts(webui=webui), "gpu-02")
