@@ -30,10 +30,22 @@ class Presence:
         self._can: Capabilities | None = None
         self.boot_id = uuid.uuid4().hex
         self.state = "unready"
-        self.ping = Ping(ready=False, status="not asked yet")
+        self._ping = Ping(ready=False, status="not asked yet")
         self.accepted = False
         self.replaced = False
         """By a younger process of the same name, which has the GPU now: in turns, they would take each other's jobs."""
+
+    @property
+    def ping(self) -> Ping:
+        """What the webui said last."""
+        return self._ping
+
+    @ping.setter
+    def ping(self, ping: Ping) -> None:
+        self._ping = ping
+        # A webui that starts again is out for a moment; what it can do is judged by what it was.
+        if ping.ready or self._can is None:
+            self._can = ping.capabilities
 
     async def keep(self) -> None:
         while True:
@@ -64,9 +76,6 @@ class Presence:
 
     async def _register(self) -> None:
         ping, more = self.ping, {}
-        # A webui that starts again is out for a moment; what it can do is judged by what it was.
-        if ping.ready or self._can is None:
-            self._can = ping.capabilities
         if self._can is not None:
             more["capabilities"] = json.dumps(self._can.as_dict())
         number = await self._queue.register(
