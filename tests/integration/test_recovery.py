@@ -33,7 +33,6 @@ SLOW = "2"
 SLOW_STEP_SECONDS = 20
 STEP_SECONDS = 0.1
 PROMISED_SECONDS = 3.0
-HEAD_ROOM = 2.0  # on a machine that does other things too; what is beyond the promise is printed as missed
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +153,9 @@ async def test_a_killed_master_pauses_submissions_and_restarts_no_job(
             await storm.watcher.look()
             after = {job: storm.watcher.jobs[job].facts["fence"] for job in jobs}
     pause = longest_pause(history)
-    verdict = "" if pause <= PROMISED_SECONDS else f", promised: {PROMISED_SECONDS:g} s: MISSED"
-    print(f"\nRedis master killed ({kill.__name__}): no submission was accepted for {pause:.2f} s{verdict}")
+    print(f"\nRedis master killed ({kill.__name__}): no submission was accepted for {pause:.2f} s")
     assert after == before, "a running job was restarted"
-    assert pause <= PROMISED_SECONDS * HEAD_ROOM
+    assert pause <= PROMISED_SECONDS
 
 
 async def _start(storm: Storm, number: int) -> str:
