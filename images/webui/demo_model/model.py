@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ from diffusers import (
     UNetMotionModel,
 )
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from demo_model.clips import SIZE, corpus
+from webui.tiny_models import make_tokenizer
 
 CHANNELS = (48, 112)
 FACTOR = 8  # pixels on a side of a latent
@@ -29,7 +27,6 @@ LATENTS = 12
 TEXT_WIDTH = 64
 TEXT_LENGTH = 32
 LONGEST = 32  # frames
-START, END = "<|startoftext|>", "<|endoftext|>"
 # Zero signal at the end, nearly: what is left of the background there would tell the model what noise alone cannot.
 NOISE = {"beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "v_prediction"}
 
@@ -52,7 +49,9 @@ class Parts:
 def make_parts(seed: int, folder: Path) -> Parts:
     """Untrained; `folder` is a place for a temporary folder."""
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(folder / "tokenizer.tmp")
+    # Every word that training shows is one token; any other word falls into letters.
+    words = sorted({word.strip(",") for text in corpus() for word in text.split()})
+    tokenizer = make_tokenizer(folder / "tokenizer.tmp", words, TEXT_LENGTH)
     unet = UNetMotionModel.from_unet2d(_image_unet(), _motion_adapter())
     return Parts(make_autoencoder(), unet, _text_encoder(tokenizer), tokenizer)
 
@@ -112,36 +111,6 @@ def _text_encoder(tokenizer: Any) -> Any:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-def make_tokenizer(folder: Path) -> Any:
-    """CLIP's own kind; every word that training shows is one token, any other word falls into letters."""
-    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = sorted({word.strip(",") for text in corpus() for word in text.split()})
-    tokenizer.train_from_iterator(
-        words,
-        trainers.BpeTrainer(
-            vocab_size=2000,
-            min_frequency=1,
-            special_tokens=[START, END, *alphabet, *(f"{letter}</w>" for letter in alphabet)],
-            initial_alphabet=alphabet,
-            end_of_word_suffix="</w>",
-            show_progress=False,
-        ),
-    )
-    folder.mkdir()
-    try:
-        tokenizer.model.save(str(folder))
-        config = {"model_max_length": TEXT_LENGTH, "bos_token": START, "eos_token": END}
-        config |= {"unk_token": END, "pad_token": END, "tokenizer_class": "CLIPTokenizer"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    finally:
-        shutil.rmtree(folder)
 
 
 def embed(parts: Parts, texts: list[str]) -> torch.Tensor:

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
+from sdapi.origin import is_own_origin
 from webui.answers import problem, read_json
 from webui.engine.base import Capabilities
-from webui.headers import is_own_origin
 from webui.local import LineFullError, LocalRun, LocalRuns
 from webui.local_socket import LocalSockets
 from webui.local_view import blocked_by, view_run

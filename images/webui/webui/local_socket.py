@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from webui.headers import is_own_origin
+from sdapi.origin import is_own_origin
 from webui.local import LocalRun, LocalRuns
 
 MOST_SOCKETS = 32

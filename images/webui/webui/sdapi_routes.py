@@ -9,21 +9,19 @@ from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdapi import generation, listings, options, pnginfo, progress
 from sdapi.errors import ApiError, Problem, failure, http_error, invalid_body
 from sdapi.generation import Kind
 from sdapi.offer import Offer
 from sdapi.options import Chosen
+from sdapi.origin import OwnPages
 from webui.answers import read_json
-from webui.headers import is_own_origin
 from webui.local import LocalRuns
 from webui.process import EngineProcess
 from webui.request import RequestError
@@ -142,20 +140,6 @@ class SdapiRoutes:
     async def show_pending(self, request: Request) -> Response:
         tasks = [call.id for call in self._calls.waiting]
         return JSONResponse({"size": len(tasks), "tasks": tasks}, headers=NO_STORE)
-
-
-class OwnPages:
-    """Browsers send Basic passwords along with any page's POST, and ask nobody before a plain one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and not is_own_origin(Headers(scope=scope)):
-            error = http_error(403, "a page of another site may not ask this")
-            await JSONResponse(error.body, error.status)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
 
 async def _gone(request: Request) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def make_checkpoint(folder: Path) -> None:
         latent_channels=4,
         norm_num_groups=8,
     )
-    tokenizer = _make_tokenizer(folder.with_name(f"{folder.name}.tokenizer"))
+    tokenizer = make_tokenizer(folder.with_name(f"{folder.name}.tokenizer"), CORPUS, TEXT_LENGTH)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -89,15 +90,17 @@ def make_motion_module(folder: Path) -> None:
     adapter.save_pretrained(folder, safe_serialization=True)
 
 
-def _make_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-pair tokenizer trained on the corpus above, in CLIP's own file layout."""
+def make_tokenizer(folder: Path, corpus: Sequence[str], length: int) -> CLIPTokenizer:
+    """A byte-pair tokenizer of at most 1000 words trained on `corpus`, in CLIP's own file layout.
+
+    `length`: the most tokens of a text. `folder`: where its files lie for a moment."""
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
-        CORPUS,
+        corpus,
         trainers.BpeTrainer(
             vocab_size=1000,
             # The trainer numbers letters with the suffix in random order unless they are there already.
@@ -110,7 +113,7 @@ def _make_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir()
     try:
         tokenizer.model.save(str(folder))
-        config = {"model_max_length": TEXT_LENGTH, "bos_token": START, "eos_token": END}
+        config = {"model_max_length": length, "bos_token": START, "eos_token": END}
         config |= {"unk_token": END, "pad_token": END, "tokenizer_class": "CLIPTokenizer"}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from starlette.datastructures import Headers
 
 from sdapi import listings
 from webui.engine.base import Capabilities
-from webui.headers import is_own_origin
 from webui.local_routes import LIMITS, choices
 from webui.page import FILES, Page
 from webui.request import request_problems
@@ -30,33 +28,6 @@ def test_choices_are_the_capabilities() -> None:
     assert (offered["samplers"], offered["loras"], offered["vaes"]) == (["DDIM", "Euler a"], ["one"], [])
     assert offered["limits"]["context_frames"]["max"] == 32
     assert offered["defaults"] | {"frames": 16, "steps": 20, "model": "base"} == offered["defaults"]
-
-
-@pytest.mark.parametrize(
-    ("headers", "own"),
-    [
-        ({"host": "node:7860"}, True),
-        ({"host": "node:7860", "origin": "http://node:7860"}, True),
-        ({"host": "node", "origin": "http://node:80"}, True),
-        ({"host": "inner", "x-forwarded-host": "studio.example", "origin": "https://studio.example"}, True),
-        (
-            {
-                "host": "studio.example",
-                "x-forwarded-host": "studio.example:8443",
-                "origin": "https://studio.example:8443",
-            },
-            True,
-        ),
-        ({"host": "node:7860", "origin": "http://node:7861"}, False),
-        ({"host": "node", "origin": "http://evil.example"}, False),
-        ({"host": "node", "origin": "http://node.evil.example"}, False),
-        ({"host": "node", "origin": "null"}, False),
-        ({"host": "node", "origin": ""}, False),
-        ({"host": "node", "origin": "http://node:99999999"}, False),
-    ],
-)
-def test_only_our_own_pages_may_ask(headers: dict[str, str], own: bool) -> None:
-    assert is_own_origin(Headers(headers)) is own
 
 
 def test_every_file_of_the_page_is_there_and_nothing_comes_from_elsewhere() -> None:

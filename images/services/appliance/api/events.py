@@ -8,11 +8,9 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Annotated, Final
-from urllib.parse import urlsplit
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response, WebSocket, WebSocketDisconnect
-from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 
 from appliance.api.problems import Problem, described, documented
@@ -22,6 +20,7 @@ from appliance.errors import QueueUnavailable
 from appliance.job import JobState
 from appliance.queue import JobRecord
 from appliance.queue.types import StreamEvent
+from sdapi.origin import is_own_origin
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["events"])
 
@@ -29,7 +28,6 @@ POLL_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 5.0
 EVENT_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 LAST_EVENT_ID = (2**64 - 1, 2**64 - 1)
-DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 FINAL = frozenset(state.value for state in JobState if state.is_final)
 
 LastEventId = Annotated[str | None, Header(max_length=64)]
@@ -104,21 +102,6 @@ async def serve_websocket(
         sender.cancel()
         listener.cancel()
         await asyncio.gather(sender, listener, return_exceptions=True)
-
-
-def is_own_origin(headers: Headers) -> bool:
-    """True without an Origin: then it is no browser, or its page is ours. The gateway tells the host that was asked."""
-    origin = headers.get("origin")
-    if origin is None:
-        return True
-    page = urlsplit(origin)
-    asked = headers.get("x-forwarded-host") or headers.get("host", "")
-    try:
-        here = urlsplit(f"{page.scheme}://{asked}")
-        default = DEFAULT_PORTS.get(page.scheme)
-        return bool(page.hostname) and (page.hostname, page.port or default) == (here.hostname, here.port or default)
-    except ValueError:  # a port that is none
-        return False
 
 
 async def _has_seen_the_end(services: Services, job: JobRecord, start: str) -> bool:

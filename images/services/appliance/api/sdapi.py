@@ -11,16 +11,13 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.api.auth import TASK_PATHS, Identity, identity_of
-from appliance.api.events import is_own_origin
 from appliance.api.limits import release_body
 from appliance.api.problems import RETRY_SECONDS, Problem
 from appliance.api.sdapi_book import Book
@@ -32,6 +29,7 @@ from sdapi.errors import ApiError, failure, http_error, invalid_body
 from sdapi.errors import Problem as BodyProblem
 from sdapi.generation import Kind
 from sdapi.offer import Offer
+from sdapi.origin import OwnPages
 from sdapi.reader import require_tellable
 
 PREFIX: Final = "/sdapi/v1"
@@ -190,20 +188,6 @@ def _shaped(routes: list[Route]) -> Starlette:
         },
         middleware=[Middleware(OwnPages)],
     )
-
-
-class OwnPages:
-    """Browsers send Basic passwords along with any page's POST, and ask nobody before a plain one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and not is_own_origin(Headers(scope=scope)):
-            error = http_error(403, "a page of another site may not ask this")
-            await JSONResponse(error.body, error.status)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
 
 
 def _caller(request: Request) -> Identity:
