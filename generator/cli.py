@@ -12,12 +12,14 @@ from typing import Annotated
 import typer
 
 from generator import __version__, tree
-from generator.checks import check as find_problems
+from generator.cli_keys import keys_app
 from generator.cli_models import models_app
+from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, File, FileOption, Json, OnlyHost, Out, Ssh
+from generator.cli_options import plan_of as _plan
+from generator.cli_options import store_of as _store
 from generator.console import console
 from generator.console import say as _say
 from generator.errors import Unhealthy, UserError
-from generator.load import load
 from generator.ops import backup as backup_ops
 from generator.ops import cluster
 from generator.ops import demo as demo_ops
@@ -26,11 +28,10 @@ from generator.ops import images as images_ops
 from generator.ops import init as init_ops
 from generator.ops import status as status_ops
 from generator.ops.engine import ensure_engine
-from generator.plan import plan
 from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
-from generator.secrets import STORE, Store, lay_out, redis_names
+from generator.secrets import lay_out, redis_names
 from generator.sources import ROOT, read_sources
 
 app = typer.Typer(
@@ -47,16 +48,10 @@ secrets_app = typer.Typer(help="Make the cluster's secrets (once) and lay them o
 demo_app = typer.Typer(help="See it work: a cluster on this machine, a job, a killed worker, a video.")
 app.add_typer(images_app, name="images")
 app.add_typer(secrets_app, name="secrets")
+app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(demo_app, name="demo")
 
-File = Annotated[Path, typer.Argument(help="The cluster's description.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder that receives one folder per host.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")]
-OnlyHost = Annotated[str | None, typer.Option("--host", help="Only this host.")]
-Ssh = Annotated[str, typer.Option("--ssh", help="How other hosts are reached; their address is added.")]
-DEFAULT_FILE = Path("cluster.yaml")
-DEFAULT_OUT = Path("rendered")
 DEFAULT_DEMO = Path("demo")
 
 
@@ -119,9 +114,7 @@ def diff(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT, as_json: Json = Fals
 
 
 @secrets_app.callback(invoke_without_command=True)
-def secrets(
-    context: typer.Context, file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE, out: Out = DEFAULT_OUT
-) -> None:
+def secrets(context: typer.Context, file: FileOption = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     """Make what is missing, beside cluster.yaml, and lay it out in every rendered folder for the containers' user."""
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
@@ -133,7 +126,7 @@ def secrets(
 
 
 @secrets_app.command()
-def rotate(name: str, file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
+def rotate(name: str, file: FileOption = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     """Replace one secret, lay it out again and say what has to be restarted."""
     the_plan = _plan(file)
     _store(file).rotate(name)
@@ -146,7 +139,7 @@ def up(
     file: File = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
-    ssh: Ssh = cluster.SSH,
+    ssh: Ssh = DEFAULT_SSH,
     recreate: Annotated[
         bool, typer.Option("--recreate", help="Recreate every container, after a rotated secret.")
     ] = False,
@@ -167,7 +160,7 @@ def down(
     file: File = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
-    ssh: Ssh = cluster.SSH,
+    ssh: Ssh = DEFAULT_SSH,
     volumes: Annotated[bool, typer.Option("--volumes", help="Also delete the queue, the jobs and the models.")] = False,
 ) -> None:
     """Stop and remove the containers. Data stays unless --volumes is given."""
@@ -179,7 +172,7 @@ def status(
     file: File = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
-    ssh: Ssh = cluster.SSH,
+    ssh: Ssh = DEFAULT_SSH,
     as_json: Json = False,
 ) -> None:
     """Every service and what the cluster says of itself; exit code 2 if something is not well."""
@@ -200,10 +193,10 @@ def status(
 @app.command()
 def logs(
     services: Annotated[list[str] | None, typer.Argument(help="Services; all if none is named.")] = None,
-    file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
-    ssh: Ssh = cluster.SSH,
+    ssh: Ssh = DEFAULT_SSH,
     follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
     lines: Annotated[int, typer.Option("--tail")] = 100,
 ) -> None:
@@ -218,10 +211,10 @@ def logs(
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
     output: Annotated[Path | None, typer.Option("--output", help="The backup's file.")] = None,
-    ssh: Ssh = cluster.SSH,
+    ssh: Ssh = DEFAULT_SSH,
     as_json: Json = False,
 ) -> None:
     """Copy the running queue (jobs waiting, running, done and dead; no videos) into one file."""
@@ -237,9 +230,9 @@ def backup(
 @app.command()
 def restore(
     source: Annotated[Path, typer.Argument(help="What `backup` has written.")],
-    file: Annotated[Path, typer.Option("--file")] = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     out: Out = DEFAULT_OUT,
-    ssh: Ssh = cluster.SSH,
+    ssh: Ssh = DEFAULT_SSH,
     force: Annotated[bool, typer.Option("--force", help="Replace the queue of a running cluster.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -334,18 +327,6 @@ def _refuse_options_before(context: typer.Context) -> None:
     if given:
         command = f"{context.info_name} {context.invoked_subcommand}"
         raise UserError(f"{given[0].replace('--folder', '--dir')}: options go behind the command: `{command} …`")
-
-
-def _plan(file: Path) -> Plan:
-    loaded = load(file)
-    problems = find_problems(loaded)
-    if problems:
-        raise UserError(problems)
-    return plan(loaded.cluster)
-
-
-def _store(file: Path) -> Store:
-    return Store(file.resolve().parent / STORE)
 
 
 def _make_secrets(the_plan: Plan, file: Path) -> list[str]:

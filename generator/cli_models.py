@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from generator.cli_options import DEFAULT_FILE, FileOption, Json, progress_for
 from generator.console import console, say
 from generator.errors import Unhealthy, UserError
 from generator.load import load
@@ -20,7 +21,6 @@ from generator.ops.model_add import add as add_model
 from generator.ops.model_folder import find_folder
 from generator.ops.model_store import Finding
 from generator.ops.source import Limits
-from generator.progress import Mode, Progress
 
 models_app = typer.Typer(
     no_args_is_help=True,
@@ -32,11 +32,8 @@ Lock = Annotated[Path, typer.Option("--lock", help="What the models must be.")]
 Dir = Annotated[
     Path | None, typer.Option("--dir", help="The models folder; default: where cluster.yaml's storage has it.")
 ]
-File = Annotated[Path, typer.Option("--file", help="The cluster's description.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for programs.")]
 Stall = Annotated[float, typer.Option("--stall-seconds", min=0.1, help="A source silent this long is asked again.")]
 DEFAULT_LOCK = Path("models.lock.yaml")
-DEFAULT_FILE = Path("cluster.yaml")
 
 
 @models_app.command()
@@ -44,7 +41,7 @@ def pull(
     names: Names = None,
     lock: Lock = DEFAULT_LOCK,
     folder: Dir = None,
-    file: File = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     mirror: Annotated[
         list[str] | None, typer.Option("--mirror", metavar="URL", help="Asked first, as URL/KIND/NAME.safetensors.")
     ] = None,
@@ -61,7 +58,7 @@ def pull(
     results = models_ops.pull(
         store,
         loaded,
-        _progress(as_json),
+        progress_for(as_json),
         names=names or (),
         mirrors=mirror or (),
         parallel=parallel,
@@ -80,7 +77,7 @@ def pull(
 def verify(
     lock: Lock = DEFAULT_LOCK,
     folder: Dir = None,
-    file: File = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     allow_extra: Annotated[bool, typer.Option("--allow-extra", help="Other files may lie there, too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +86,7 @@ def verify(
     store = find_folder(folder, file, write=False)
     cluster = load(file) if file.exists() else None
     used = used_places(cluster) if cluster else ()
-    findings = models_ops.verify(store, loaded, _progress(as_json), allow_extra=allow_extra, used=used)
+    findings = models_ops.verify(store, loaded, progress_for(as_json), allow_extra=allow_extra, used=used)
     differing = [str(problem) for problem in mismatches(cluster, loaded)] if cluster else []
     if as_json:
         _print_findings(findings, well=not differing and all(one.well for one in findings), cluster=differing)
@@ -103,7 +100,7 @@ def verify(
 
 @models_app.command(name="list")
 def list_models(
-    lock: Lock = DEFAULT_LOCK, folder: Dir = None, file: File = DEFAULT_FILE, as_json: Json = False
+    lock: Lock = DEFAULT_LOCK, folder: Dir = None, file: FileOption = DEFAULT_FILE, as_json: Json = False
 ) -> None:
     """Every model with its size and whether it is there. Quick: contents are not read, `verify` does."""
     loaded = load_lock(lock)
@@ -124,12 +121,12 @@ def add(
     replace: Annotated[bool, typer.Option("--replace", help="In place of the model of this name.")] = False,
     lock: Lock = DEFAULT_LOCK,
     folder: Dir = None,
-    file: File = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     as_json: Json = False,
 ) -> None:
     """Put a model into the folder and its size and sha256 into the lock, whose comments stay."""
     addition = Addition(origin, kind, name, source, license_note, replace)
-    model = add_model(find_folder(folder, file, write=True), lock, addition, _progress(as_json))
+    model = add_model(find_folder(folder, file, write=True), lock, addition, progress_for(as_json))
     if as_json:
         print(model.model_dump_json())
     else:
@@ -140,7 +137,7 @@ def add(
 def prune(
     lock: Lock = DEFAULT_LOCK,
     folder: Dir = None,
-    file: File = DEFAULT_FILE,
+    file: FileOption = DEFAULT_FILE,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only shown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +156,3 @@ def prune(
 
 def _print_findings(findings: Sequence[Finding], **more: object) -> None:
     print(json.dumps({**more, "models": [models_ops.as_dict(one) for one in findings]}))
-
-
-def _progress(as_json: bool) -> Progress:
-    return Progress(Mode.JSON if as_json else Mode.AUTO)

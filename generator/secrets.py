@@ -6,16 +6,20 @@ Pure description first (`SECRETS`: what exists and how it is derived), the disk 
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import os
 import secrets as random
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from generator import certificates
+from generator import keys as key_list
 from generator.errors import UserError
+from generator.keys import OWN_NAME, ApiKey, KeyRole, digest_of
 from generator.planned import UID, HostPlan, Plan
 from generator.redis_access import access_files
 
@@ -37,8 +41,11 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
 }
 """What is random; everything else follows from it."""
 
-READ_WHILE_RUNNING = frozenset({"api_keys"})
+API_KEYS = "api_keys"
+READ_WHILE_RUNNING = frozenset({API_KEYS})
 """Files that a running container is to see new. Docker mounts a file by its inode: a renamed one would stay unseen."""
+
+LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,46 @@ class Store:
         with _told(self.folder):
             _replace(self.folder / name, PLAIN[name]())
 
+    def api_keys(self) -> tuple[ApiKey, ...]:
+        """People's keys; the generator's own is not among them."""
+        path = self.folder / API_KEYS
+        with _told(self.folder):
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            return key_list.parse(text, str(path))
+
+    def add_api_key(self, name: str, role: KeyRole) -> str:
+        """Make somebody a key and return it; only its hash is kept."""
+        key = _token()
+        with self._one_at_a_time():
+            made = ApiKey(name, role, digest_of(key), date.today().isoformat())
+            self._keep_api_keys(key_list.with_added(self.api_keys(), made))
+        return key.decode()
+
+    def revoke_api_key(self, name: str) -> None:
+        with self._one_at_a_time():
+            self._keep_api_keys(key_list.without(self.api_keys(), name))
+
+    def _keep_api_keys(self, keys: tuple[ApiKey, ...]) -> None:
+        _replace(self.folder / API_KEYS, key_list.text_of(keys).encode())
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Two that change the list together must not lose each other's key. The lock ends with its process."""
+        with _told(self.folder):
+            descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _lock(descriptor, self.folder)
+                yield
+            finally:
+                os.close(descriptor)
+
     def read(self) -> Values:
         with _told(self.folder):
             values = {name: (self.folder / name).read_bytes() for name in PLAIN}
             for path in (self.folder / "ca.crt", *self.folder.glob("tls.*"), *self.folder.glob("redis-*.*")):
                 if path.exists():
                     values[path.name] = path.read_bytes()
-        return values
+        return values | {API_KEYS: key_list.text_of(self.api_keys()).encode()}
 
 
 def for_host(host: HostPlan, values: Values) -> Values:
@@ -110,7 +150,8 @@ def for_host(host: HostPlan, values: Values) -> Values:
     if host.workers:
         wanted["cluster_token"] = values["cluster_token"]
     if host.api:
-        wanted["api_keys"] = api_keys({"operator": values["api_key"]})
+        own = ApiKey(OWN_NAME, KeyRole.OPERATOR, digest_of(values["api_key"]))
+        wanted[API_KEYS] = own.line.encode() + values[API_KEYS]
     if host.gateway:
         wanted["cluster_token.nginx"] = nginx_header(values["cluster_token"])
         if host.gateway.tls and "tls.crt" in values:
@@ -118,13 +159,6 @@ def for_host(host: HostPlan, values: Values) -> Values:
     if host.queue:
         wanted |= _redis_files(host, values)
     return wanted | _tls_files(host, values)
-
-
-def api_keys(operators: Mapping[str, bytes]) -> bytes:
-    """`name:role:sha256` lines. A plain hash is enough: the keys carry 256 random bits."""
-    return b"".join(
-        f"{name}:operator:{hashlib.sha256(key).hexdigest()}\n".encode() for name, key in sorted(operators.items())
-    )
 
 
 def nginx_header(token: bytes) -> bytes:
@@ -185,6 +219,17 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[st
                 if stale.name not in wanted:
                     stale.unlink()
     return replaced
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(f"{folder}: another command has been changing the keys; end it and try again") from None
+            time.sleep(0.05)
 
 
 def _create(path: Path, make: Callable[[], bytes]) -> bool:

@@ -5,6 +5,7 @@ A host whose address belongs to this machine is worked on here; any other throug
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import socket
 import time
@@ -18,8 +19,9 @@ import yaml
 from generator import processes
 from generator.docker import Container, Engine
 from generator.errors import ToolError, Unhealthy, UserError
-from generator.planned import HostPlan, Plan
+from generator.planned import UID, HostPlan, Plan
 from generator.progress import Progress
+from generator.secrets import READ_WHILE_RUNNING
 
 REMOTE_FOLDER = "/opt/animatediff-ha"
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -l root"
@@ -59,7 +61,24 @@ class Place:
             return None
         there = shlex.quote(self.remote_folder)
         receive = f"install -d -m 0700 {there} && tar -C {there} -xpf - --numeric-owner"
-        return f"tar -C {shlex.quote(str(self.folder))} -cf - . | {shlex.join([*self.ssh, receive])}"
+        left = shlex.join(f"--exclude=./secrets/{name}" for name in sorted(READ_WHILE_RUNNING))
+        return f"tar -C {shlex.quote(str(self.folder))} {left} -cf - . | {shlex.join([*self.ssh, receive])}"
+
+    def renew(self) -> None:
+        """Bring what running containers read again, into the very files that they have mounted. Nothing is changed
+        there before all of a file has arrived; here it is in its place already."""
+        for name in sorted(READ_WHILE_RUNNING):
+            file = self.folder / "secrets" / name
+            if not self.ssh or not file.exists():
+                continue
+            content = file.read_text(encoding="utf-8")
+            there = shlex.quote(f"{self.remote_folder}/secrets/{name}")
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            receive = (
+                f"umask 077 && cat > {there}.new && echo {digest} {there}.new | sha256sum --check --status && "
+                f"cat {there}.new > {there} && chown {UID}:{UID} {there} && rm {there}.new"
+            )
+            processes.run([*self.ssh, receive], timeout=COPY_SECONDS, stdin=content)
 
     def _files(self) -> list[str]:
         names = ("compose.yaml", "compose.override.yaml")
@@ -118,6 +137,7 @@ def up(
             if pipeline is not None:
                 task.update("copying")
                 processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
+                place.renew()
             stale = _mounting(place, (replaced or {}).get(place.host.name, ()))
             if stale and not recreate:
                 task.update(f"renewing {', '.join(stale)}")
@@ -137,6 +157,20 @@ def _mounting(place: Place, secrets: Collection[str]) -> list[str]:
         for name, service in services.items()
         if any((one["source"] if isinstance(one, dict) else one) in secrets for one in service.get("secrets", ()))
     ]
+
+
+def renew(targets: Sequence[Place], progress: Progress) -> list[str]:
+    """Bring what running containers read again to every host; returns those that could not be reached, with why."""
+    failed = []
+    for place in targets:
+        with progress.task(f"keys {place.host.name}") as task:
+            try:
+                place.renew()
+                task.finish("there")
+            except ToolError as error:
+                task.finish("not reached")
+                failed.append(f"{place.host.name}: {error}")
+    return failed
 
 
 def down(targets: Sequence[Place], progress: Progress, *, volumes: bool) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from generator import tree
+from generator import ports, tree
 from generator.checks import check
 from generator.docker import Engine
 from generator.errors import Unhealthy
+from generator.keys import KeyRole
 from generator.load import load
 from generator.ops import cluster as cluster_ops
 from generator.ops.client import Client
@@ -248,6 +249,38 @@ def test_down_up_and_status_reach_another_host_through_ssh(
     assert (copied / "compose.yaml").read_bytes() == (cluster.folder / "out/gpu-03/compose.yaml").read_bytes()
     assert (copied / "secrets/redis_password").stat().st_mode & 0o777 == 0o600
     cluster.sees("gpu-01", lambda client: len(_idle(client)) == 6, 90)
+
+
+def test_a_key_counts_on_a_running_host_behind_ssh_until_it_is_revoked(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sshd: str
+) -> None:
+    out = shutil.copytree(cluster.folder / "out", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/animatediff").symlink_to(cluster.folder / "out")  # what the containers of gpu-02 have mounted
+    monkeypatch.setattr(cluster_ops, "REMOTE_FOLDER", str(tmp_path / "there"))
+    address = cluster.plan.by_name["gpu-02"].address
+
+    def answers(key: str, status: int) -> bool:
+        there = f"http://{address}:{ports.API}/api/v1/jobs"
+        return httpx.get(there, headers={"X-Api-Key": key}, timeout=5).status_code == status
+
+    def spread(places: list[cluster_ops.Place]) -> None:
+        lay_out(cluster.plan, out, cluster.store.read())
+        assert cluster_ops.renew(places, Progress()) == []
+
+    with ssh_server(cluster.hosts["gpu-02"], tmp_path / "ssh", sshd) as ssh:
+
+        def work() -> None:
+            places = cluster_ops.places(cluster.plan, out, only="gpu-02", ssh=ssh)
+            key = cluster.store.add_api_key("ada", KeyRole.USER)
+            assert answers(key, 401)
+            spread(places)
+            assert cluster_ops.wait_until(lambda: answers(key, 200), 5)
+            cluster.store.revoke_api_key("ada")
+            spread(places)
+            assert cluster_ops.wait_until(lambda: answers(key, 401), 5)
+
+        from_outside(work)
 
 
 def _fence(held: list[dict[str, Any]], job: str) -> int:

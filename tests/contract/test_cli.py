@@ -228,3 +228,26 @@ print([is_local(address) for address in ("192.168.1.10", "192.168.1.11", "8.8.8.
     command = ["unshare", "--net", sys.executable, "-c", script]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert told.stdout == "[True, False, False, True]\n", told.stderr
+
+
+def test_keys_are_made_listed_and_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(DEMO)
+    early = generator("keys", "add", "ada", cwd=tmp_path)
+    assert (early.returncode, "python -m generator secrets" in early.stderr) == (1, True)
+    for words in (["render"], ["secrets"]):
+        assert generator(*words, cwd=tmp_path).returncode == 0
+    made = generator("keys", "add", "ada", "--role", "operator", "--json", cwd=tmp_path)
+    key = json.loads(made.stdout)
+    assert (made.returncode, key["name"], key["role"], len(key["key"])) == (0, "ada", "operator", 43)
+    plain = generator("keys", "add", "bob", cwd=tmp_path)
+    assert len(plain.stdout.strip()) == 43, "nothing but the key: it may go into a file"
+    twice = generator("keys", "add", "ada", cwd=tmp_path)
+    assert (twice.returncode, twice.stdout, "there is a key" in twice.stderr) == (1, "", True)
+    listed = json.loads(generator("keys", "list", "--json", cwd=tmp_path).stdout)
+    assert [(one["name"], one["role"]) for one in listed] == [("ada", "operator"), ("bob", "user")]
+    mounted = tmp_path / "rendered/demo/secrets/api_keys"
+    assert [line.split(":")[0] for line in mounted.read_text().splitlines()] == ["operator", "ada", "bob"]
+    assert generator("keys", "revoke", "ada", cwd=tmp_path).returncode == 0
+    assert [line.split(":")[0] for line in mounted.read_text().splitlines()] == ["operator", "bob"]
+    gone = generator("keys", "revoke", "ada", cwd=tmp_path)
+    assert (gone.returncode, "keys: bob" in gone.stderr) == (1, True)
