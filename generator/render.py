@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,10 +66,33 @@ def render(plan: Plan, sources: Sources) -> Iterator[tuple[str, Files]]:
 
 
 def render_host(cluster: ClusterPlan, host: HostPlan, sources: Sources) -> Files:
+    compose, files = _compose(cluster, host, sources)
+    return {COMPOSE_FILE: _dump(compose), **files}
+
+
+def render_mixed(old: Plan, new: Plan, changed: Collection[str], sources: Sources) -> Iterator[tuple[str, Files]]:
+    """`old` with the services of the workers that `changed` names as `new` has them: a step of an upgrade.
+
+    Raises `RenderError` where the two differ in more than services: they are to have the same hosts and files.
+    """
+    for host in old.hosts:
+        compose, files = _compose(old.cluster, host, sources)
+        newer, other_files = _compose(new.cluster, new.by_name[host.name], sources)
+        if files != other_files or compose["services"].keys() != newer["services"].keys():
+            raise RenderError(f"{host.name}: the releases differ in more than their images and models")
+        for worker in host.workers:
+            if worker.worker in changed:
+                for service in (worker.webui, worker.agent):
+                    if service in newer["services"]:  # a foreign A1111 may run elsewhere
+                        compose["services"][service] = newer["services"][service]
+        yield host.name, {COMPOSE_FILE: _dump(compose), **files}
+
+
+def _compose(cluster: ClusterPlan, host: HostPlan, sources: Sources) -> tuple[dict[str, Any], Files]:
     files = dict(_config_files(host, sources))
     compose = _join(cluster.name, [_piece(name, cluster, host, sources) for name in _templates(host)])
     _label(compose, files)
-    return {COMPOSE_FILE: _dump(compose), **files}
+    return compose, files
 
 
 def _templates(host: HostPlan) -> list[str]:

@@ -28,12 +28,15 @@ import httpx
 import pytest
 import websockets.sync.client
 
+from appliance.api.auth import presented_key
 from generator.planned import Plan
 from generator.secrets import nginx_header
 from generator.sources import ROOT
 from tests.contract.test_gateway_config import certificate, docker, gateway_plan, render
 
-KEY = {"Authorization": "Bearer user-key"}
+USER = "user-"
+"""How every key begins that the upstreams take."""
+KEY = {"Authorization": f"Bearer {USER}key"}
 TOKEN = b"cluster-token"
 SHOWN_TOKEN = f"Bearer {TOKEN.decode()}"
 MEBIBYTE = 1 << 20
@@ -64,7 +67,8 @@ def serve(name: str, port: int) -> None:
         return JSONResponse(answer, status_code=int(request.query_params.get("status", 200)))
 
     async def authorize(request: Request) -> Response:
-        allowed = request.headers.get("authorization") == KEY["Authorization"] or request.cookies.get("session") == "ok"
+        seen["authorize"] += 1
+        allowed = (presented_key(request.headers) or "").startswith(USER) or request.cookies.get("session") == "ok"
         return Response(status_code=200 if allowed else 401, headers={"WWW-Authenticate": "Bearer"})
 
     async def events(request: Request) -> Response:
@@ -120,7 +124,9 @@ class Upstream:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.test_gateway", self.name, str(self.port)], cwd=ROOT
+            [sys.executable, "-m", "tests.integration.test_gateway", self.name, str(self.port)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}/images/services:{ROOT}/images/sdapi"},
         )
 
     def signal(self, number: signal.Signals) -> None:
@@ -368,7 +374,7 @@ def test_a_post_to_a_peer_that_refuses_goes_to_another(setup: Setup) -> None:
     """Nothing was sent, so nothing can be doubled. The controller is stopped: nginx alone has to cope."""
     setup.stop_controller()
     setup.upstreams[NODES[0]].stop()
-    answers = [httpx.post(f"{setup.base}/api/v1/other", json={}, timeout=5) for _ in range(9)]
+    answers = [httpx.post(f"{setup.base}/api/v1/other", json={}, headers=KEY, timeout=5) for _ in range(9)]
     assert {answer.status_code for answer in answers} == {200}
     alive = [setup.upstreams[name].seen().get("POST /api/v1/other", 0) for name in NODES[1:]]
     assert sum(alive) == 9
@@ -516,14 +522,14 @@ def test_events_are_not_buffered(setup: Setup) -> None:
 
 @pytest.mark.parametrize("path", ["/api/v1/jobs", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"])
 def test_submissions_are_limited_per_key(setup: Setup, path: str) -> None:
-    greedy = {"Authorization": f"Bearer {uuid.uuid4()}"}
+    greedy = {"Authorization": f"Bearer {USER}{uuid.uuid4()}"}
     with httpx.Client(base_url=setup.base) as client:
         answers = [client.post(path, json={}, headers=greedy) for _ in range(40)]
         refused = [answer for answer in answers if answer.status_code == 429]
         assert 5 <= len(answers) - len(refused) <= 30
         assert refused[0].json()["type"] == "too-many-requests"
         assert refused[0].headers["retry-after"] == "1"
-        assert client.post(path, json={}, headers={"X-Api-Key": f"modest {path}"}).status_code == 200
+        assert client.post(path, json={}, headers={"X-Api-Key": f"{USER}modest {path}"}).status_code == 200
         assert client.get(path, headers=greedy).status_code == 200
 
 

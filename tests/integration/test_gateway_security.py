@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.contract.test_gateway_config import docker, gateway_plan
-from tests.integration.test_gateway import KEY, MEBIBYTE, Setup, running
+from tests.integration.test_gateway import KEY, MEBIBYTE, USER, Setup, running
 
 SUBMIT = "/api/v1/jobs"
 FITS_MEMORY = 16 << 10
@@ -58,15 +58,33 @@ def test_a_stranger_cannot_have_a_large_body_kept(setup: Setup, method: str, pat
     assert b"application/problem+json" in refused
 
 
-def test_a_large_body_with_a_key_and_a_small_one_without_reach_the_api(setup: Setup) -> None:
-    """Small ones are left to the api, which asks for the key itself: no detour for the usual request."""
+def test_bodies_with_a_key_reach_the_api(setup: Setup) -> None:
     taken = httpx.post(setup.base + "/api/v1/other", content=b"x" * MEBIBYTE, headers=KEY)
     assert (taken.status_code, taken.json()["bytes"]) == (200, MEBIBYTE)
     assert taken.json()["headers"]["authorization"] == KEY["Authorization"]
-    small = httpx.post(setup.base + "/api/v1/other", content=b"x" * FITS_MEMORY)
-    assert (small.status_code, small.json()["bytes"]) == (200, FITS_MEMORY)
     streamed = httpx.post(setup.base + "/api/v1/other", content=iter([b"x" * 1000] * 100), headers=KEY)
     assert streamed.json()["bytes"] == 100_000
+
+
+def test_only_the_first_small_body_of_a_key_takes_the_detour(setup: Setup) -> None:
+    """Then the api is left to judge the key itself, with the request."""
+
+    def asked() -> int:
+        return sum(upstream.seen().get("authorize", 0) for upstream in setup.upstreams.values())
+
+    key, counts = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}, [asked()]
+    for _ in range(3):
+        small = httpx.post(setup.base + "/api/v1/other", content=b"x" * FITS_MEMORY, headers=key)
+        assert (small.status_code, small.json()["bytes"]) == (200, FITS_MEMORY)
+        counts.append(asked() - counts[0])
+    assert counts[1:] == [1, 1, 1]
+
+
+def test_nobody_waits_for_a_body_that_a_stranger_sends_byte_by_byte(setup: Setup) -> None:
+    for key in ("", "Authorization: Bearer stranger\r\n"):
+        head = f"POST /api/v1/other HTTP/1.1\r\nHost: x\r\n{key}Content-Length: 900\r\nConnection: close\r\n\r\n"
+        refused = first_words(setup, head.encode() + b"x")
+        assert refused.startswith(b"HTTP/1.1 401 "), refused
 
 
 def test_http2_bodies_without_a_length_are_no_way_around_it(images: str, tmp_path: Path) -> None:
@@ -98,7 +116,7 @@ def in_cases(word: str, number: int) -> str:
 
 @pytest.mark.parametrize("disguise", ["other header", "user name", "second header", "scheme", "blanks"])
 def test_the_limit_follows_the_key_and_not_its_disguise(setup: Setup, disguise: str) -> None:
-    key = uuid.uuid4().hex
+    key = f"{USER}{uuid.uuid4().hex}"
 
     def headers(turn: int) -> list[tuple[str, str | bytes]]:
         return {
@@ -149,3 +167,20 @@ def test_checking_the_configuration_leaves_the_running_gateway_its_socket(setup:
     assert checked.returncode == 0, checked.stderr
     assert setup.socket.exists()
     assert setup.state().status_code == 200
+
+
+def test_an_address_that_tries_keys_has_to_wait_but_not_its_neighbours(setup: Setup) -> None:
+    """All of these come from one address. The last test here: it goes on for a minute."""
+    neighbour = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
+    with httpx.Client(base_url=setup.base) as client:
+        assert client.get("/webui/page", headers=neighbour).status_code == 200
+        tried = [client.get("/webui/page", headers={"X-Api-Key": str(turn)}).status_code for turn in range(60)]
+        assert tried[-20:] == [429] * 20
+        assert tried.count(401) <= 30
+        posted = client.post("/api/v1/other", json={}, headers={"X-Api-Key": "another"})
+        assert (posted.status_code, posted.json()["type"]) == (429, "too-many-requests")
+        assert int(posted.headers["retry-after"]) >= 1
+        for path in ("/webui/page", "/api/v1/other"):
+            assert client.get(path, headers=neighbour).status_code == 200, path
+            # Who shows no key at all tries none: browsers do, before they ask their user for one.
+            assert client.get(path).status_code != 429, path

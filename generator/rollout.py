@@ -1,0 +1,190 @@
+"""An upgrade as values: releases, stages, what may be mixed on the way, and when to go back. Pure.
+
+The workers change one at a time, each stopped before its successor starts (a GPU has no room for two): first one that
+gets a tenth of the sessions and is watched, then a quarter of all, half, the rest. A stage that fails its gate ends the
+upgrade where it began.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from generator.errors import UserError
+from generator.model import Cluster
+
+CANARY_SHARE = 0.1
+SHARES = (0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What an upgrade can change."""
+
+    tag: str
+    checkpoint: str
+    motion_module: str
+
+    def __str__(self) -> str:
+        return f"{self.tag} with {self.checkpoint} and {self.motion_module}"
+
+
+def release_of(cluster: Cluster) -> Release:
+    return Release(cluster.images.tag, cluster.models.checkpoint, cluster.models.motion_module)
+
+
+def with_release(cluster: Cluster, release: Release) -> Cluster:
+    """The same cluster with another release; as unchecked as if it had been written so."""
+    images = cluster.images.model_copy(update={"tag": release.tag})
+    models = {"checkpoint": release.checkpoint, "motion_module": release.motion_module}
+    return cluster.model_copy(update={"images": images, "models": cluster.models.model_copy(update=models)})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`workers` change in it, in this order; `share` of the sessions is what the new ones get all together (a plan:
+    nothing measures it), None where each counts like any other."""
+
+    name: str
+    workers: tuple[str, ...]
+    share: float | None = None
+
+
+def stages(workers: Sequence[str]) -> tuple[Stage, ...]:
+    """`workers` in the order of the file, which is host by host."""
+    if not workers:
+        raise UserError("the cluster has no worker that could be upgraded")
+    found = [Stage("canary", (workers[0],), CANARY_SHARE if len(workers) > 1 else None)]
+    done = 1
+    for share in SHARES:
+        wanted = math.ceil(share * len(workers))
+        if wanted > done:
+            found.append(Stage(f"{share:.0%}", tuple(workers[done:wanted])))
+            done = wanted
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was seen of some workers since a moment. `slow_seconds`: their p95, None without a request."""
+
+    requests: int = 0
+    errors: int = 0
+    slow_seconds: float | None = None
+    jobs: int = 0
+    failed_jobs: int = 0
+    restarts: int = 0
+    sick: tuple[str, ...] = ()
+    """Workers that are not fit for traffic, each with why: `gpu-01/0: ping answered status 'error'`."""
+
+    @property
+    def error_rate(self) -> float:
+        return self.errors / self.requests if self.requests else 0.0
+
+    @property
+    def failure_rate(self) -> float:
+        return self.failed_jobs / self.jobs if self.jobs else 0.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a stage has to show before the next. `minimum`: requests and jobs together."""
+
+    dwell_seconds: float = 60.0
+    longest_seconds: float = 600.0
+    minimum: int = 20
+    errors_to_fail: int = 3
+    more_errors: float = 0.01
+    times_slower: float = 1.5
+    seconds_slower: float = 0.25
+    sick_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`passed` None: not yet. `reason` is for people."""
+
+    passed: bool | None
+    reason: str
+
+
+def judge(new: Figures, old: Figures, seconds: float, sick_since: float | None, gate: Gate) -> Verdict:
+    """`seconds` into the dwell; the new workers have been sick for `sick_since` seconds (None: they are not)."""
+    if new.restarts:
+        return Verdict(False, f"restarted {new.restarts} times")
+    if new.sick and sick_since is not None and sick_since >= gate.sick_seconds:
+        return Verdict(False, f"not fit for {sick_since:.0f} s: {'; '.join(new.sick)}")
+    for what, failed, rate, usual in (
+        ("requests", new.errors, new.error_rate, old.error_rate),
+        ("jobs", new.failed_jobs, new.failure_rate, old.failure_rate),
+    ):
+        if failed >= gate.errors_to_fail and rate > usual + gate.more_errors:
+            return Verdict(False, f"{rate:.1%} of the {what} failed ({failed}), of the others {usual:.1%}")
+    slower = _slower(new, old, gate)
+    if slower and seconds >= gate.dwell_seconds:
+        return Verdict(False, slower)
+    return _patience(new, seconds, gate)
+
+
+def _slower(new: Figures, old: Figures, gate: Gate) -> str:
+    if new.slow_seconds is None or old.slow_seconds is None or new.requests < gate.minimum:
+        return ""
+    limit = max(gate.times_slower * old.slow_seconds, old.slow_seconds + gate.seconds_slower)
+    if new.slow_seconds <= limit:
+        return ""
+    return f"95 % of the requests within {new.slow_seconds:.2f} s, of the others within {old.slow_seconds:.2f} s"
+
+
+def _patience(new: Figures, seconds: float, gate: Gate) -> Verdict:
+    seen = new.requests + new.jobs
+    if new.sick or seconds < gate.dwell_seconds:
+        return Verdict(None, f"{seen} requests and jobs in {seconds:.0f} s")
+    if seen >= gate.minimum:
+        return Verdict(True, f"{seen} requests and jobs in {seconds:.0f} s, as good as the others")
+    if seconds < gate.longest_seconds:
+        return Verdict(None, f"{seen} of {gate.minimum} requests and jobs in {seconds:.0f} s")
+    return Verdict(True, f"only {seen} requests and jobs in {seconds:.0f} s, none of them a reason to go back")
+
+
+@dataclass(frozen=True)
+class Journal:
+    """How far an upgrade has come. Written before each change, so that whoever goes on changes nothing twice."""
+
+    old: Release
+    new: Release
+    upgraded: tuple[str, ...] = field(default=())
+    passed: tuple[str, ...] = field(default=())
+    """Stages whose gate was passed."""
+    failure: str = ""
+    """Why it goes back; empty while it goes forward."""
+
+    def with_worker(self, worker: str) -> Journal:
+        return self if worker in self.upgraded else replace(self, upgraded=(*self.upgraded, worker))
+
+    def without_worker(self, worker: str) -> Journal:
+        return replace(self, upgraded=tuple(one for one in self.upgraded if one != worker))
+
+    def with_passed(self, stage: Stage) -> Journal:
+        return replace(self, passed=(*self.passed, stage.name))
+
+    def going_back(self, reason: str) -> Journal:
+        return replace(self, failure=self.failure or reason)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def journal_from(document: Mapping[str, Any]) -> Journal:
+    """Raises `UserError` for what `as_dict` did not make."""
+    try:
+        return Journal(
+            Release(**document["old"]),
+            Release(**document["new"]),
+            tuple(str(worker) for worker in document["upgraded"]),
+            tuple(str(stage) for stage in document["passed"]),
+            str(document["failure"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the upgrade's journal is damaged ({error!r}); delete it and run `generator up`") from error
