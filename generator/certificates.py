@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS = 3650
-SERVER_DAYS = 825
+SERVER_DAYS = 824
 """The longest validity that common clients accept for a certificate of a private authority."""
 RENEW_DAYS = 60
 """A certificate with fewer days left is made anew: `up` runs seldom."""

@@ -25,7 +25,7 @@ from generator.docker import Engine
 from generator.keys import KeyRole
 from generator.ops.client import Client
 from generator.secrets import lay_out
-from tests.contract.test_gateway_config import gateway_plan
+from tests.contract.test_gateway_config import SERVER_NAME, gateway_plan
 from tests.integration.stack import Stack, compose, prepare, submit, wait_for
 from tests.integration.test_gateway import running
 
@@ -258,9 +258,11 @@ def test_testssl_finds_nothing_above_low(images: str, tmp_path: Path) -> None:
     """But what a certificate of the cluster's own authority cannot have: the world's trust, revocation."""
     tool = shutil.which("testssl")
     assert tool, "this one needs testssl.sh: apt-get install testssl.sh"
-    with running(tmp_path, gateway_plan(server_name="localhost"), images) as setup:
+    with running(tmp_path, gateway_plan(), images) as setup:
         report = tmp_path / "report.json"
-        command = [tool, "--quiet", "--color", "0", "--jsonfile", str(report), "--severity", "MEDIUM", setup.tls_base]
+        address = setup.tls_base.replace("127.0.0.1", SERVER_NAME)
+        command = [tool, "--quiet", "--color", "0", "--jsonfile", str(report), "--severity", "MEDIUM"]
+        command += ["--ip", "127.0.0.1", address]
         subprocess.run(command, capture_output=True, timeout=600, check=False, env=os.environ | {"OPENSSL_CONF": ""})
     found = json.loads(report.read_text())
     told = [one for one in found if one["id"].partition(" ")[0] not in OF_OUR_AUTHORITY]
