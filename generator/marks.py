@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from generator.errors import Problem, UserError
 
 MAX_DEPTH = 32
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels; is a bracket not closed?"
 MAX_NODES = 500_000
 MAX_INT_DIGITS = 40
 SHOWN = 60
@@ -144,7 +145,7 @@ class _Composer:
         if self.nodes > MAX_NODES:
             raise self._stop(event, "", f"more than {MAX_NODES:,} values; is this really a {self.kind}?")
         if len(path) > MAX_DEPTH:
-            raise self._stop(event, "", f"nested deeper than {MAX_DEPTH} levels; is a bracket not closed?")
+            raise self._stop(event, "", _TOO_DEEP)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, path)
         if event.tag is not None:
@@ -292,6 +293,8 @@ def _syntax_problems(error: yaml.YAMLError, text: str, file: str) -> list[Proble
     if problems and (line is None or min(tabs) <= line):
         return problems
     words = f"{getattr(error, 'problem', '') or error} {getattr(error, 'context', '') or ''}"
+    if "maximum nesting depth" in words:  # libyaml's own limit, which its look-ahead may meet before we meet ours
+        return [Problem(_TOO_DEEP, file, line)]
     hint = next((hint for part, hint in _SYNTAX_HINTS if part in words), words.strip())
     shown = show(lines[line - 1].strip()) if line and lines else ""
     context = getattr(error, "context_mark", None)

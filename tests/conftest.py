@@ -14,7 +14,8 @@ from generator.ops.images import build_images
 from generator.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
-TAG = "test"
+TAG = os.environ.get("APPLIANCE_TEST_TAG", "test")
+"""Another one for each checkout that is tested at the same time on one engine."""
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")  # its reaper image is on a registry; fixtures clean up
 
 
