@@ -1,4 +1,4 @@
-"""ControlNet and SparseCtrl: what pictures add to the UNet's layers, one context window at a time."""
+"""ControlNet and SparseCtrl: what pictures add to the UNet's layers, a few frames at a time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ FindNetwork = Callable[[str], Any]
 
 
 class Control(Protocol):
+    looks_at_motion: bool
+    """Whether it must see the frames that the motion modules see together; otherwise each frame counts alone."""
+
     def active(self, part: float, next_part: float) -> bool:
         """Whether it counts in the step that does the run's work from `part` to `next_part`, both 0..1."""
 
@@ -38,6 +41,7 @@ class FrameControl:
     weight: float
     start: float
     end: float
+    looks_at_motion = False
 
     def active(self, part: float, next_part: float) -> bool:
         return part >= self.start and next_part <= self.end
@@ -62,6 +66,7 @@ class SparseFrames:
     mask: Any
     """(1, 1, frames, h, w): one where a picture is."""
     weight: float
+    looks_at_motion = True
 
     def active(self, part: float, next_part: float) -> bool:
         return True
@@ -93,6 +98,10 @@ class Controls:
 
     def at(self, step: int, steps: int) -> None:
         self._active = [control for control in self._controls if control.active(step / steps, (step + 1) / steps)]
+
+    @property
+    def look_at_motion(self) -> bool:
+        return any(control.looks_at_motion for control in self._active)
 
     def residuals(self, sample: Any, timestep: Any, text: Any, frames: Sequence[int]) -> dict[str, Any]:
         """Arguments for the UNet; none if nothing counts in this step, which leaves it as without any control."""

@@ -131,14 +131,15 @@ class DiffusersEngine:
                 self._offload(memory)
                 controls = controls_for(pipeline, request, self._models.control, partial(control.phase, "load"))
                 control.phase("step")  # from here on silence is judged as a step's
-                with windowed(pipeline.unet, _windows(request, memory), controls, partial(control.phase, "step")):
-                    guidance = Guidance(request.cfg_scale, split=self._is_short(memory))
+                told, is_short = partial(control.phase, "step"), self._is_short(memory)
+                with windowed(pipeline.unet, _windows(request, memory), controls, told, is_short=is_short):
+                    guidance = Guidance(request.cfg_scale, split=is_short)
                     latents = Denoiser(pipeline, request, seed, generator, control, guidance).run(resume)
                 control.phase("decode")
-                told = request.described() | {"seed": seed} | ready.made_with
-                told["warnings"] = length_warnings(pipeline, request) + ready.warnings
+                made_with = request.described() | {"seed": seed} | ready.made_with
+                made_with["warnings"] = length_warnings(pipeline, request) + ready.warnings
                 with tiled(pipeline.vae, memory.vae_tiling):
-                    return decode(pipeline.vae, latents, control, 1 if memory.vae_tiling else DECODE_FRAMES, told)
+                    return decode(pipeline.vae, latents, control, 1 if memory.vae_tiling else DECODE_FRAMES, made_with)
         except Exception as error:
             raise to_engine_error(error, "UNKNOWN") from error
 

@@ -1,13 +1,11 @@
-"""Context windows: the model sees a few frames at a time, as in AUTOMATIC1111's AnimateDiff extension.
+"""The UNet, with context windows where a clip is longer than the model may look at together.
 
-Each step runs the UNet once per window and blends what overlaps, so memory follows the window and not the clip, in
-every layer. (diffusers' FreeNoise only shortens temporal attention: the other layers still see the whole clip.)
 Nothing is carried from step to step, so a checkpoint needs nothing more for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,67 +16,63 @@ from diffusers.models.unets.unet_motion_model import UNetMotionOutput
 from webui.engine.base import Told, nobody
 from webui.engine.context import Window
 from webui.engine.controls import Controls
+from webui.engine.layers import LayerByLayer
 
 
 class WindowedUNet(UNetMotionModel):  # type: ignore[misc]
     """The pipeline's own UNet with another `forward`: as a subclass it also works below accelerate's hooks.
 
-    ControlNets are asked in here, because they, too, may only see one window at a time.
+    ControlNets are asked in here, because they, too, may only see as much as the UNet at a time.
     """
 
     windows: tuple[Window, ...] = ()
     controls: Controls | None = None
     told: Told = staticmethod(nobody)
+    is_short = False
     _compiled: Any = None
+    _compiled_module: Any = None
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Only what looks at frames: the windows around it are Python's own loop, which would be unrolled."""
+        """With windows only what they are made of: the loops around it are Python's own, and would be unrolled."""
         self._compiled = torch.compile(super().forward, *args, **options)
+        self._compiled_module = torch.compile(_call, *args, **options)
 
     def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any) -> Any:
         """`sample` is (clips, channels, frames, h, w), `encoder_hidden_states` (clips * frames, tokens, width)."""
-        clips, _, frames, _, _ = sample.shape
         if not self.windows:
-            noise = self._look(sample, timestep, encoder_hidden_states, range(frames), options)
-            return UNetMotionOutput(sample=noise)
-        texts = encoder_hidden_states.unflatten(0, (clips, frames))
-        total = torch.zeros_like(sample, dtype=torch.float32)
-        weights = torch.zeros(frames, 1, 1, dtype=torch.float32, device=sample.device)
-        for number, window in enumerate(self.windows, start=1):
-            seen = _seen(window, sample.device)
-            noise = self._look(sample[:, :, seen], timestep, texts[:, seen].flatten(0, 1), window, options)
-            weight = _weights(len(window)).to(sample.device)
-            total[:, :, seen] += noise.float() * weight
-            weights[seen] += weight
-            self.told(number, len(self.windows))
-        return UNetMotionOutput(sample=(total / weights).to(sample.dtype))
+            return UNetMotionOutput(sample=self._look(sample, timestep, encoder_hidden_states, options))
+        aside = "cpu" if self.is_short else sample.device
+        call = self._compiled_module or _call
+        clip = LayerByLayer(self, self.windows, self.controls, self.told, call=call, aside=aside)
+        return UNetMotionOutput(sample=clip.noise(sample, timestep, encoder_hidden_states))
 
-    def _look(self, sample: Any, timestep: Any, text: Any, frames: Sequence[int], options: dict[str, Any]) -> Any:
+    def _look(self, sample: Any, timestep: Any, text: Any, options: dict[str, Any]) -> Any:
         if self.controls is not None:
-            options = options | self.controls.residuals(sample, timestep, text, frames)
+            options = options | self.controls.residuals(sample, timestep, text, range(sample.shape[2]))
         forward = self._compiled or super().forward
         (noise,) = forward(sample, timestep, text, **options | {"return_dict": False})
         return noise
 
 
-def _seen(window: Window, device: Any) -> Any:
-    """An index of the frames; a slice where they follow one another, which copies nothing."""
-    if window[-1] - window[0] == len(window) - 1 and list(window) == sorted(window):
-        return slice(window[0], window[-1] + 1)
-    return torch.tensor(window, device=device)
-
-
-def _weights(count: int) -> Any:
-    """A window knows its middle best, and must not show its edges."""
-    half = torch.arange(1, count + 1, dtype=torch.float32)
-    return torch.minimum(half, half.flip(0)).view(count, 1, 1)
+def _call(module: Any, *args: Any, **options: Any) -> Any:
+    return module(*args, **options)
 
 
 @contextmanager
-def windowed(unet: Any, windows: list[Window], controls: Controls | None = None, told: Told = nobody) -> Iterator[None]:
-    """For one generation. `told` hears of each window of a step, and what it raises ends the step."""
-    unet.windows, unet.controls, unet.told = tuple(windows), controls, told
+def windowed(
+    unet: Any,
+    windows: list[Window],
+    controls: Controls | None = None,
+    told: Told = nobody,
+    *,
+    is_short: bool = False,
+) -> Iterator[None]:
+    """For one generation. `told` hears of each part of a step with windows, and what it raises ends the step.
+
+    `is_short`: what need not be in the GPU's memory waits in the computer's; the same comes out of it.
+    """
+    unet.windows, unet.controls, unet.told, unet.is_short = tuple(windows), controls, told, is_short
     try:
         yield
     finally:
-        unet.windows, unet.controls, unet.told = (), None, nobody
+        unet.windows, unet.controls, unet.told, unet.is_short = (), None, nobody, False
