@@ -19,6 +19,7 @@ from appliance.agent.disk import Disk
 from appliance.agent.trash import TrashCollector
 from appliance.job import JobState, Needs, job_folder, new_job_id
 from appliance.queue import BeatAnswer, JobRecord, Queue
+from appliance.queue.types import Registration
 from appliance.redis_watchdog import EXIT_CODE
 from tests.integration.redis_server import RedisServer, redis, redis_server  # noqa: F401
 from tests.integration.test_agent import (  # noqa: F401
@@ -226,9 +227,9 @@ class FrozenCommit:
             await self._thaw.wait()
             return BeatAnswer.OK
 
-        async def unheard(*_: object, **__: object) -> int:
+        async def unheard(*_: object, **__: object) -> Registration:
             await self._thaw.wait()
-            return 1
+            return Registration(1)
 
         self._monkeypatch.setattr(self._frozen, "beat", silent)
         self._monkeypatch.setattr(self._frozen, "register", unheard)

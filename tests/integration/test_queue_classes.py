@@ -38,7 +38,7 @@ async def present(
         "synthetic": "0",
         "capabilities": json.dumps(can.as_dict()) if can else "",
     }
-    return await queue.register(worker, boot_id=boot_id, state=state, **about)
+    return (await queue.register(worker, boot_id=boot_id, state=state, **about)).number
 
 
 async def ask(queue: Queue, worker: str, can: Capabilities | None = None, boot_id: str = "") -> Claim | Nothing:

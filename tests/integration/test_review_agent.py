@@ -88,7 +88,7 @@ def settings_for(jobs_dir: Path, server: RedisServer, worker: str = "a/0", patie
 
 def attempt(settings: AgentSettings, queue: Queue, claim: Claim, studio: Studio) -> asyncio.Task[Ending]:
     ping = Ping(ready=True, status="ok")
-    made = Attempt(settings, queue, studio, claim, ping=ping, drain_over=asyncio.Event())  # type: ignore[arg-type]
+    made = Attempt(settings, queue, studio, claim, ping=ping, drain_over=asyncio.Event(), hand_back=asyncio.Event())  # type: ignore[arg-type]
     return asyncio.create_task(made.run())
 
 

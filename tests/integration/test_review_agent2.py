@@ -196,7 +196,7 @@ def attempt_with_drain(
     drain = asyncio.Event()
     settings = settings_for(jobs_dir, server, patience=30)
     ping = Ping(ready=True, status="ok")
-    made = Attempt(settings, queue, Studio(jobs_dir), claim, ping=ping, drain_over=drain)  # type: ignore[arg-type]
+    made = Attempt(settings, queue, Studio(jobs_dir), claim, ping=ping, drain_over=drain, hand_back=drain)  # type: ignore[arg-type]
     return asyncio.create_task(made.run()), drain
 
 

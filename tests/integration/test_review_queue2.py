@@ -54,8 +54,8 @@ async def now_ms(redis: Redis) -> int:
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-async def register(queue: Queue, worker: str, boot_id: str = "b", **more: str) -> int:
-    return await queue.register(
+async def register(queue: Queue, worker: str, boot_id: str = "b", **more: str) -> None:
+    await queue.register(
         worker, boot_id=boot_id, state="idle", engine="e", fingerprint="f", synthetic="0", **more
     )
 

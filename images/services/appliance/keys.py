@@ -24,6 +24,8 @@ CLASSES = f"{TAG}:classes"
 TRASH = f"{TAG}:trash"
 CONTROL = f"{TAG}:ctl"  # a pub/sub channel
 WRITE_PROBE = f"{TAG}:probe"
+ORDERS = f"{TAG}:cfg:nodes"
+VIEWS = f"{TAG}:views"
 
 JOB_PREFIX = f"{TAG}:j:"
 REQUEST_PREFIX = f"{TAG}:p:"
@@ -32,6 +34,7 @@ WORKER_PREFIX = f"{TAG}:w:"
 USER_JOBS_PREFIX = f"{TAG}:jobs:"
 IDEMPOTENCY_PREFIX = f"{TAG}:idem:"
 NOTES_PREFIX = f"{TAG}:notes:"
+VIEW_PREFIX = f"{TAG}:view:"
 
 RUN_GROUP = "g"
 
@@ -54,6 +57,7 @@ SCRIPT_KEYS = {
     "classes": CLASSES,
     "trash": TRASH,
     "ctl": CONTROL,
+    "orders": ORDERS,
     "j": JOB_PREFIX,
     "p": REQUEST_PREFIX,
     "jev": JOB_EVENTS_PREFIX,
@@ -92,3 +96,7 @@ def idempotency(user: str, key: str) -> str:
 
 def notes(user: str) -> str:
     return NOTES_PREFIX + user
+
+
+def view(gateway: str) -> str:
+    return VIEW_PREFIX + gateway

@@ -10,6 +10,7 @@ from appliance.agent.presence import Presence
 from appliance.agent.webui import AnyWebui, Ping
 from appliance.job import Capabilities
 from appliance.queue import Queue
+from appliance.queue.types import Registration
 from appliance.settings import AgentSettings
 
 
@@ -17,9 +18,9 @@ async def test_what_a_webui_can_do_is_kept_while_it_is_out_however_short_it_was_
     told: list[dict[str, Any]] = []
 
     class Recorder:
-        async def register(self, worker: str, **about: Any) -> int:
+        async def register(self, worker: str, **about: Any) -> Registration:
             told.append(about)
-            return 1
+            return Registration(1)
 
     settings = cast(AgentSettings, SimpleNamespace(worker="gpu-01/0"))
     presence = Presence(settings, cast(Queue, Recorder()), cast(AnyWebui, None))

@@ -50,7 +50,7 @@ LAST_EVENT_SECONDS = 1.0
 
 class Attempt:
     """`run` never raises for anything a job, a webui, storage or Redis can do. `ping` is what the webui said before
-    the claim."""
+    the claim, `hand_back` asks for the job to go on elsewhere, `drain_over` says that this process is about to end."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Attempt:
         *,
         ping: Ping,
         drain_over: asyncio.Event,
+        hand_back: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._queue = queue
@@ -68,6 +69,7 @@ class Attempt:
         self._claim = claim
         self._ping = ping
         self._drain_over = drain_over
+        self._hand_back_now = hand_back
         self._disk = Disk(settings.jobs_dir, settings.no_progress_seconds)
         self._progress = Progress()
         self._lease = Lease(queue, claim, self._progress)
@@ -109,7 +111,7 @@ class Attempt:
     async def _begin(self, order: Order | Failed) -> Ending:
         """A disk that hangs must hold up neither a drain nor a cancel."""
         look: asyncio.Task[Ending | None] = start_task("look", self._look())
-        drain = start_task("drain", self._drain_over.wait())
+        drain = start_task("drain", self._hand_back_now.wait())
         try:
             await asyncio.wait({look, drain, self._lease.told}, return_when=asyncio.FIRST_COMPLETED)
             found = look.result() if look.done() else None
@@ -117,8 +119,8 @@ class Attempt:
                 return found
             if self._lease.told.done():
                 return self._lease.told.result()
-            if self._drain_over.is_set():
-                return released("its worker is being stopped")
+            if self._hand_back_now.is_set():
+                return self._released()
         finally:
             await cancel_tasks(look, drain)
         return order if isinstance(order, Failed) else await self._work(order)
@@ -138,7 +140,7 @@ class Attempt:
         stream: asyncio.Task[Ending] = start_task("stream", self._stream(order))
         watchdog = Watchdog(self._progress, self._settings, self._claim.deadline_seconds)
         watch: asyncio.Task[Ending] = start_task("watch", watchdog.run())
-        drain = start_task("drain", self._drain_over.wait())
+        drain = start_task("drain", self._hand_back_now.wait())
         try:
             await asyncio.wait({stream, watch, drain, self._lease.told}, return_when=asyncio.FIRST_COMPLETED)
             if stream.done():
@@ -167,7 +169,10 @@ class Attempt:
         if told.done():
             return told.result()
         await self._say_where()
-        return released("its worker is being stopped")
+        return self._released()
+
+    def _released(self) -> Failed:
+        return released(f"its worker is being {'stopped' if self._drain_over.is_set() else 'quarantined'}")
 
     async def _say_where(self) -> None:
         try:

@@ -30,6 +30,9 @@ WAKE_SECONDS = 0.7
 PAUSE_MOST_SECONDS = 10.0
 MARKER_SECONDS = 2.0
 HINTS_SECONDS = 5.0
+ORDER_SECONDS = 0.25
+OUT_OF_SERVICE = {"drain": "drained", "quarantine": "quarantined"}
+"""The orders that keep a worker from claiming jobs, and what it calls itself then."""
 
 
 class Agent:
@@ -44,6 +47,7 @@ class Agent:
         self._attempt: Attempt | None = None
         self._marker: asyncio.Future[bool] | None = None
         self._drain_over = asyncio.Event()
+        self._hand_back = asyncio.Event()
         self._readiness = OnceUntilChanged(log)
         self._redis = OnceUntilChanged(log)
 
@@ -61,6 +65,7 @@ class Agent:
             start_task("hints", self._follow_hints()),
             start_task("trash", trash.run()),
             start_task("drain", self._drain(stop)),
+            start_task("orders", self._obey()),
         ]
         try:
             while not stop.is_set():
@@ -81,6 +86,10 @@ class Agent:
         if not self._presence.accepted:  # another agent of this name may be using the webui
             self._state = "unready"
             await wait_or_stop(stop, NOT_KNOWN_SECONDS)
+            return
+        if self._presence.order in OUT_OF_SERVICE:
+            self._state = OUT_OF_SERVICE[self._presence.order]
+            await wait_or_stop(stop, ORDER_SECONDS)
             return
         if not await self._is_ready():
             self._state = "unready"
@@ -108,12 +117,18 @@ class Agent:
     async def _work(self, claim: Claim, stop: asyncio.Event) -> None:
         if stop.is_set():
             # Stopped between asking and the answer: give the job back before anything has begun.
-            self._drain_over.set()
+            self._stop_working()
         self._state = "draining" if stop.is_set() else "running"
         about = fields(job_id=claim.job_id, attempt=claim.fence, event="claimed")
         log.info("job %s claimed", claim.job_id, extra=about)
         self._attempt = Attempt(
-            self._settings, self._queue, self._webui, claim, ping=self._presence.ping, drain_over=self._drain_over
+            self._settings,
+            self._queue,
+            self._webui,
+            claim,
+            ping=self._presence.ping,
+            drain_over=self._drain_over,
+            hand_back=self._hand_back,
         )
         try:
             ending = await self._attempt.run()
@@ -195,7 +210,21 @@ class Agent:
             self._state = "draining"
             log.info("draining: the running job gets %g s", self._settings.drain_seconds)
         await asyncio.sleep(self._settings.drain_seconds)
+        self._stop_working()
+
+    def _stop_working(self) -> None:
         self._drain_over.set()
+        self._hand_back.set()
+
+    async def _obey(self) -> None:
+        """A drained worker ends the job it has, a quarantined one hands it back."""
+        while True:
+            await self._presence.told.wait()
+            self._presence.told.clear()
+            if self._presence.order == "quarantine":
+                self._hand_back.set()
+            elif not self._drain_over.is_set():
+                self._hand_back.clear()
 
     async def _follow_hints(self) -> None:
         """Only makes the next heartbeat come sooner; without it a cancelled job is stopped all the same."""

@@ -10,7 +10,7 @@ import uuid
 from appliance.agent.webui import AnyWebui, Ping
 from appliance.errors import QueueError
 from appliance.job import Capabilities
-from appliance.logs import OnceUntilChanged
+from appliance.logs import OnceUntilChanged, fields
 from appliance.queue import Queue
 from appliance.settings import AgentSettings
 
@@ -32,6 +32,10 @@ class Presence:
         self.state = "unready"
         self._ping = Ping(ready=False, status="not asked yet")
         self.accepted = False
+        self.order = ""
+        """What has been ordered about this worker: drain, quarantine, canary or nothing."""
+        self.told = asyncio.Event()
+        """Set whenever the order has changed."""
         self.replaced = False
         """By a younger process of the same name, which has the GPU now: in turns, they would take each other's jobs."""
 
@@ -78,7 +82,7 @@ class Presence:
         ping, more = self.ping, {}
         if self._can is not None:
             more["capabilities"] = json.dumps(self._can.as_dict())
-        number = await self._queue.register(
+        answer = await self._queue.register(
             self._settings.worker,
             boot_id=self.boot_id,
             state=self.state,
@@ -88,7 +92,11 @@ class Presence:
             gpu=json.dumps(ping.gpu),
             **more,
         )
-        self.accepted, self.replaced = number > 0, number <= 0
+        self.accepted, self.replaced = answer.number > 0, answer.number <= 0
+        if answer.order != self.order:
+            log.info("ordered: %s", answer.order or "back to work", extra=fields(event="ordered"))
+            self.order = answer.order
+            self.told.set()
         if self.accepted:
             self._name.fine(f"this is the only agent called {self._settings.worker}")
             return

@@ -10,9 +10,24 @@ POOLS = ("api", "webui")
 
 
 class Verdict(enum.Enum):
+    """What a node's own answers say of it."""
+
     UNKNOWN = "unknown"
     UP = "up"
+    WARMING = "warming"
+    DRAINING = "draining"
     DOWN = "down"
+
+
+class State(str, enum.Enum):
+    """What becomes of a node, its answers and the cluster's rules taken together."""
+
+    UNKNOWN = "UNKNOWN"
+    UP = "UP"
+    WARMING = "WARMING"
+    DRAINING = "DRAINING"
+    DOWN = "DOWN"
+    QUARANTINED = "QUARANTINED"
 
 
 @dataclass(frozen=True)
@@ -35,16 +50,28 @@ class Rules:
     first_hold_seconds: float = 2.0
     longest_hold_seconds: float = 60.0
     doubt_seconds: float = 1.0
+    silent_seconds: float = 5.0
+    """An agent whose heartbeat number stands still this long, by our own clock, is silent."""
+    streak: int = 3
+    streak_seconds: float = 300.0
+    trial_seconds: float = 60.0
+    """After this long a worker that failed a whole streak may try again."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One probe's outcome; `failure` is None where the peer is fine. A refused connection is certain, not a doubt."""
+    """One probe's outcome; `failure` is None where the peer is fine. A refused connection is certain, not a doubt.
+
+    What it told besides, where it answered at all: `said` is its status, `busy` how much it has to do.
+    """
 
     at: float
     address: str | None
     failure: str | None = None
     refused: bool = False
+    said: str = ""
+    fingerprint: str = ""
+    busy: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,25 @@ class Node:
     falls: tuple[float, ...] = ()
     held_until: float = 0.0
     reason: str = "not probed yet"
+    since: float = 0.0
+    fingerprint: str = ""
+    """The last one it told: what it is when it comes back is most likely what it was."""
+    busy: int = 0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """`share` is the node's part of the new sessions; 0 where it takes none. `since` is a monotonic second."""
+
+    node: Node
+    state: State
+    reason: str
+    share: float = 0.0
+    since: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.node.target.pool, self.node.target.name
 
 
 @dataclass(frozen=True)
@@ -65,6 +111,7 @@ class Peer:
     ip: str
     port: int
     weight: float
+    busy: int = 0
 
 
 Peers = Mapping[str, tuple[Peer, ...]]
@@ -72,21 +119,35 @@ Peers = Mapping[str, tuple[Peer, ...]]
 
 def observe(node: Node, seen: Observation, rules: Rules) -> Node:
     """The node after one more probe."""
+    node = replace(node, busy=seen.busy, fingerprint=seen.fingerprint or node.fingerprint)
     if seen.failure is None:
         return _succeed(node, seen, rules)
     failed = replace(node, failures=node.failures + 1, successes=0)
-    certain = seen.refused or failed.failures >= rules.failures_to_fall
-    if node.verdict is Verdict.DOWN or not certain:
+    verdict = _verdict_of(seen)
+    if verdict is Verdict.DRAINING:  # its own word: it ends by itself, and until then it is there
+        return _turn(replace(failed, failures=0, address=seen.address), verdict, seen)
+    if not (seen.refused or failed.failures >= rules.failures_to_fall):
         return failed
-    fallen = replace(failed, verdict=Verdict.DOWN, reason=seen.failure)
+    fallen = _turn(failed, verdict, seen)
     return _fall(fallen, seen.at, rules) if node.verdict is Verdict.UP else fallen
+
+
+def _verdict_of(seen: Observation) -> Verdict:
+    return {"loading": Verdict.WARMING, "draining": Verdict.DRAINING}.get(seen.said, Verdict.DOWN)
+
+
+def _turn(node: Node, verdict: Verdict, seen: Observation) -> Node:
+    since = node.since if node.verdict is verdict else seen.at
+    return replace(node, verdict=verdict, reason=seen.failure or node.reason, since=since)
 
 
 def _succeed(node: Node, seen: Observation, rules: Rules) -> Node:
     node = replace(node, successes=node.successes + 1, failures=0, address=seen.address)
-    if node.verdict is Verdict.UP or node.successes < rules.successes_to_rise or seen.at < node.held_until:
+    if node.verdict is Verdict.UP or node.successes < rules.successes_to_rise:
         return node
-    return replace(node, verdict=Verdict.UP, reason=f"{node.successes} probes in a row succeeded")
+    if seen.at < node.held_until:
+        return replace(node, reason=f"it answers again, but fell {len(node.falls)} times: held down for a while")
+    return replace(node, verdict=Verdict.UP, reason=f"{node.successes} probes in a row succeeded", since=seen.at)
 
 
 def _fall(node: Node, at: float, rules: Rules) -> Node:
@@ -99,19 +160,38 @@ def _fall(node: Node, at: float, rules: Rules) -> Node:
     return replace(node, falls=falls, held_until=at + hold)
 
 
-def decide(nodes: Iterable[Node], now: float, rules: Rules) -> Peers | None:
-    """The peers of each pool; None while a node has no verdict yet, so that a restarted controller breaks nothing."""
+def decide(
+    nodes: Iterable[Node], now: float, rules: Rules, standings: Mapping[tuple[str, str], Standing] | None = None
+) -> Peers | None:
+    """The peers of each pool; None while a node has no verdict yet, so that a restarted controller breaks nothing.
+
+    A node that `standings` say nothing of stands as its own answers say.
+    """
     all_nodes = list(nodes)
     if any(node.verdict is Verdict.UNKNOWN for node in all_nodes):
         return None
-    return {pool: _pool([node for node in all_nodes if node.target.pool == pool], now, rules) for pool in POOLS}
+    stand = {**{(node.target.pool, node.target.name): as_it_answers(node) for node in all_nodes}, **(standings or {})}
+    pools: dict[str, list[Standing]] = {pool: [] for pool in POOLS}
+    for node in sorted(all_nodes, key=lambda node: node.target.name):
+        pools[node.target.pool].append(stand[node.target.pool, node.target.name])
+    return {pool: _pool(standing, now, rules) for pool, standing in pools.items()}
 
 
-def _pool(nodes: list[Node], now: float, rules: Rules) -> tuple[Peer, ...]:
-    chosen = [node for node in nodes if node.verdict is Verdict.UP]
-    if not chosen:
-        chosen = _doubted(nodes, now, rules)
-    return tuple(_peer(node) for node in sorted(chosen, key=lambda node: node.target.name))
+def as_it_answers(node: Node) -> Standing:
+    share = node.target.weight if node.verdict is Verdict.UP else 0.0
+    return Standing(node, State[node.verdict.name], node.reason, share, node.since)
+
+
+def _pool(standings: list[Standing], now: float, rules: Rules) -> tuple[Peer, ...]:
+    doubted: list[Node] = []
+    if not any(one.state is State.UP for one in standings):
+        # What was taken out on purpose is not put back because the rest has gone.
+        doubted = _doubted([one.node for one in standings if one.state is State.DOWN], now, rules)
+    return tuple(
+        _peer(one.node, one.node.target.weight if one.node in doubted else one.share)
+        for one in standings
+        if one.state in (State.UP, State.DRAINING) or one.node in doubted
+    )
 
 
 def _doubted(nodes: list[Node], now: float, rules: Rules) -> list[Node]:
@@ -123,7 +203,7 @@ def _doubted(nodes: list[Node], now: float, rules: Rules) -> list[Node]:
     return [node for node in fallen if last - node.falls[-1] <= rules.doubt_seconds]
 
 
-def _peer(node: Node) -> Peer:
+def _peer(node: Node, weight: float) -> Peer:
     if node.address is None:  # an up node has answered, so it has an address
         raise ValueError(f"{node.target.name} is up without an address")
-    return Peer(node.target.name, node.address, node.target.port, node.target.weight)
+    return Peer(node.target.name, node.address, node.target.port, weight, node.busy)

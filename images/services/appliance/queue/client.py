@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError
 from appliance import keys
 from appliance.errors import QueueError, QueueUnavailable
 from appliance.job import Capabilities, JobState, Priority
+from appliance.queue.nodes import NodeBook
 from appliance.queue.reader import Reader
 from appliance.queue.scripts import Script, load_scripts
 from appliance.queue.types import (
@@ -24,6 +25,7 @@ from appliance.queue.types import (
     Nothing,
     Outcome,
     QueueStats,
+    Registration,
     RepairReport,
     Settlement,
     Submission,
@@ -46,6 +48,7 @@ class Queue(Reader):
         super().__init__(link)
         self._settings = settings
         self._replicas = replicas
+        self.nodes = NodeBook(link, replicas)
         self._asked = ("", 0)
         self._scripts = load_scripts(
             {
@@ -172,12 +175,10 @@ class Queue(Reader):
         }
         return _settlement(await self._call("fail", arguments))
 
-    async def register(self, worker: str, **description: str) -> int:
-        """Keys of `description`: boot_id, state, engine, fingerprint, synthetic; capabilities and gpu as JSON texts.
-
-        Answers the worker's heartbeat number, or 0 to a process that another one has replaced under this name.
-        """
-        return int(await self._call("worker", {"worker": worker, **description}))
+    async def register(self, worker: str, **description: str) -> Registration:
+        """Keys of `description`: boot_id, state, engine, fingerprint, synthetic; capabilities and gpu as JSON texts."""
+        number, order = await self._call("worker", {"worker": worker, **description})
+        return Registration(int(number), order)
 
     # --- housekeeping --------------------------------------------------------------------------------------------
 

@@ -98,14 +98,7 @@ class Reader:
 
     async def workers(self) -> list[WorkerRecord]:
         async def read(client: Redis) -> list[WorkerRecord]:
-            now, microseconds = await client.time()
-            names = cast("list[str]", await client.zrange(keys.WORKERS, 0, -1))
-            pipeline = client.pipeline(transaction=False)
-            for name in names:
-                pipeline.hgetall(keys.worker(name))
-            rows = await pipeline.execute() if names else []
-            moment = now + microseconds / 1e6
-            return [WorkerRecord.parse(name, row, moment) for name, row in zip(names, rows, strict=True) if row]
+            return (await read_workers(client))[1]
 
         return await self._link.run(read)
 
@@ -156,6 +149,18 @@ class Reader:
         Only a hint: what was missed (an outage, a restart) is told by the next heartbeat all the same.
         """
         return follow_hints(self._link)
+
+
+async def read_workers(client: Redis) -> tuple[float, list[WorkerRecord]]:
+    """All that have ever registered, and the server's clock in Unix seconds."""
+    now, microseconds = await client.time()
+    names = cast("list[str]", await client.zrange(keys.WORKERS, 0, -1))
+    pipeline = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.hgetall(keys.worker(name))
+    rows = await pipeline.execute() if names else []
+    moment = now + microseconds / 1e6
+    return moment, [WorkerRecord.parse(name, row, moment) for name, row in zip(names, rows, strict=True) if row]
 
 
 def _waits_in_a_special_line(row: dict[str, str]) -> bool:

@@ -285,6 +285,10 @@ class WorkerRecord:
     heartbeat_age_seconds: float
     capabilities: Capabilities = field(default_factory=Capabilities)
     gpu: Mapping[str, Any] | None = None
+    failed_at: tuple[float, ...] = ()
+    """When its last attempts in a row failed by its engine's fault, oldest first; `failure`: the last one's reason."""
+    failure: str = ""
+    done_at: float = 0.0
 
     @classmethod
     def parse(cls, name: str, row: Mapping[str, str], now: float) -> WorkerRecord:
@@ -301,7 +305,19 @@ class WorkerRecord:
             heartbeat_age_seconds=round(max(0.0, now - int(row.get("seen", 0)) / 1000), 3),
             capabilities=Capabilities.parse(json.loads(row.get("capabilities") or "null")),
             gpu=gpu if isinstance(gpu, dict) else None,
+            failed_at=tuple(int(moment) / 1000 for moment in row.get("fails", "").split()),
+            failure=row.get("fail_reason", ""),
+            done_at=int(row.get("done_at", 0)) / 1000,
         )
+
+
+@dataclass(frozen=True)
+class Registration:
+    """`number` counts the worker's heartbeats; 0 to a process that another one has replaced under this name. `order`
+    is the kind of the order about it, or empty."""
+
+    number: int
+    order: str = ""
 
 
 @dataclass(frozen=True)

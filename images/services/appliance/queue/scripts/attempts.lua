@@ -139,6 +139,21 @@ local function verdict(id, job, kind)
   return false, kind == 'refused' and refusal_delay_ms(id) or 0
 end
 
+-- When a worker's last attempts in a row failed by its engine's fault; its next success clears it.
+local ENGINE_FAULTS = {CUDA_ERROR = true, GPU_LOST = true, MODEL_LOAD_FAIL = true, UNKNOWN = true}
+local FAULTS_LIMIT = 3
+
+local function note_fault(worker, kind, reason)
+  if not ENGINE_FAULTS[reason] or (kind ~= 'error' and kind ~= 'crash') then return end
+  local moments = {}
+  for moment in string.gmatch(redis.call('HGET', K.w .. worker, 'fails') or '', '%d+') do
+    moments[#moments + 1] = moment
+  end
+  moments[#moments + 1] = int(now)
+  local last = table.concat(moments, ' ', math.max(1, #moments - FAULTS_LIMIT + 1))
+  redis.call('HSET', K.w .. worker, 'fails', last, 'fail_reason', reason)
+end
+
 -- The end of an attempt without a result. kind: error | oom | crash | release | refused | permanent | cancelled
 local function end_attempt(id, kind, reason, message)
   local job = get_attempt(id)
@@ -154,6 +169,7 @@ local function end_attempt(id, kind, reason, message)
     if over then state = finish(id, job, 'dead', reason, message)
     else state = requeue(id, job, delay_ms, reason, message) end
   end
+  if state ~= 'cancelled' then note_fault(job.owner, kind, reason) end
   if kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled' then
     announce('failure', id, job.owner, reason, job.fence)
   end

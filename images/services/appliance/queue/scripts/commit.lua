@@ -28,7 +28,10 @@ local job = get_attempt(A.id)
 if job.nonce ~= A.nonce or job.fence ~= A.fence then return 'fenced' end
 if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fenced' end
 leave_running(A.id, job.entry, job.owner)
-if not A.adopted then average(math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0), job.res) end
+if not A.adopted then
+  redis.call('HSET', K.w .. job.owner, 'done_at', now, 'fails', '')
+  average(math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0), job.res)
+end
 local more = {'result', ARGV[2], 'history', history_with(job, 'done')}
 job.fence = A.fence  -- the event names who did commit, not who should have
 finish(A.id, job, 'done', nil, nil, more)
