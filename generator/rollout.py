@@ -88,6 +88,43 @@ class Figures:
         return self.failed_jobs / self.jobs if self.jobs else 0.0
 
 
+BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Upper ends in seconds, ascending, of `Counts.within`."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What some workers have done since they were first seen; the difference of two is what they did in between.
+    `within[i]`: requests that took at most `BOUNDS[i]`."""
+
+    requests: int = 0
+    errors: int = 0
+    within: tuple[int, ...] = (0,) * len(BOUNDS)
+    jobs: int = 0
+    failed_jobs: int = 0
+
+    def __sub__(self, earlier: Counts) -> Counts:
+        """Never below nothing: a part that was started anew counts from 0."""
+        within = tuple(max(0, one - other) for one, other in zip(self.within, earlier.within, strict=True))
+        return Counts(
+            max(0, self.requests - earlier.requests),
+            max(0, self.errors - earlier.errors),
+            within,
+            max(0, self.jobs - earlier.jobs),
+            max(0, self.failed_jobs - earlier.failed_jobs),
+        )
+
+    def figures(self, sick: tuple[str, ...] = (), restarts: int = 0) -> Figures:
+        return Figures(self.requests, self.errors, self._slow_seconds(), self.jobs, self.failed_jobs, restarts, sick)
+
+    def _slow_seconds(self) -> float | None:
+        """The bound that 95 % of the requests stay within; None without one, infinite beyond the last bound."""
+        if not self.requests:
+            return None
+        enough = 0.95 * self.requests
+        return next((bound for bound, count in zip(BOUNDS, self.within, strict=True) if count >= enough), math.inf)
+
+
 @dataclass(frozen=True)
 class Gate:
     """What a stage has to show before the next. `minimum`: requests and jobs together."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ from generator.errors import UserError
 from generator.plan import plan
 from generator.render import RenderError, render, render_mixed
 from generator.rollout import (
+    BOUNDS,
+    Counts,
     Figures,
     Gate,
     Journal,
@@ -80,6 +83,16 @@ def test_a_stage_goes_on_waits_or_ends_the_upgrade(
     verdict = judge(new, USUAL, seconds, sick_since, GATE)
     assert verdict.passed is passed, verdict
     assert said in verdict.reason
+
+
+def test_what_was_done_in_between() -> None:
+    earlier = Counts(100, 5, (0,) * 2 + (100,) * 10, 10, 1)
+    later = Counts(200, 6, (0,) * 2 + (194,) + (195,) * 2 + (200,) * 7, 12, 1)
+    between = (later - earlier).figures()
+    assert (between.requests, between.errors, between.jobs, between.failed_jobs) == (100, 1, 2, 0)
+    assert between.slow_seconds == 0.5, "94 within 0.25 s, 95 within 0.5 s"
+    assert (earlier - later).figures() == Figures(), "the gateway was started anew"
+    assert Counts(1, within=(0,) * len(BOUNDS)).figures().slow_seconds == math.inf
 
 
 def test_as_bad_as_the_others_is_no_reason_to_go_back() -> None:
