@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from ipaddress import IPv4Address
+from pathlib import PurePosixPath
 
 from generator import ports
 from generator.errors import Problem
 from generator.load import Loaded, by_line
 from generator.marks import Path
-from generator.model import LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant, WebuiEngine
+from generator.model import (
+    LETS_ENCRYPT,
+    LogDriver,
+    ModelKind,
+    Role,
+    StorageDriver,
+    TlsMode,
+    Variant,
+    VrrpMode,
+    WebuiEngine,
+)
 
 REQUIRED_ROLES = (Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER)
 LEASE_BEATS = 2.5
@@ -78,7 +89,8 @@ def _outside_subnet(loaded: Loaded) -> Iterator[Problem]:
     addresses: list[tuple[Path, IPv4Address]] = [
         (("hosts", name, "address"), host.address) for name, host in loaded.cluster.hosts.items()
     ]
-    if loaded.cluster.gateway.vip is not None:
+    # An address that others move may lie anywhere.
+    if loaded.cluster.gateway.vip is not None and loaded.cluster.gateway.vrrp.mode is VrrpMode.KEEPALIVED:
         addresses.append((("gateway", "vip"), loaded.cluster.gateway.vip))
     for path, address in addresses:
         if address not in subnet:
@@ -94,15 +106,26 @@ def _virtual_address(loaded: Loaded) -> Iterator[Problem]:
     if gateway.vip is None:
         return
     path: Path = ("gateway", "vip")
-    if len(gateways) < 2:
+    ours = gateway.vrrp.mode is VrrpMode.KEEPALIVED
+    if ours and len(gateways) < 2:
         hint = f"needs two hosts with the role gateway, there is {len(gateways)}; add one or remove vip"
         yield loaded.problem(path, hint)
-    if loaded.cluster.network.subnet is None:
+    if ours and loaded.cluster.network.subnet is None:
         yield loaded.problem(path, "needs network.subnet, the network it lives in; add it, like 192.168.1.0/24")
     for name, host in loaded.cluster.hosts.items():
         if host.address == gateway.vip:
             where = _where(loaded, ("hosts", name, "address"))
             yield loaded.problem(path, f"is the address of {name} ({where}); choose one that no machine has")
+
+
+def _vrrp(loaded: Loaded) -> Iterator[Problem]:
+    gateway = loaded.cluster.gateway
+    unused = "without gateway.vip" if gateway.vip is None else "with mode none"
+    if gateway.vip is not None and gateway.vrrp.mode is VrrpMode.KEEPALIVED:
+        return
+    for key in ("interface", "router_id"):
+        if getattr(gateway.vrrp, key) is not None:
+            yield loaded.problem(("gateway", "vrrp", key), f"is not used {unused}; remove it")
 
 
 def _bind(loaded: Loaded) -> Iterator[Problem]:
@@ -321,6 +344,36 @@ def _models(loaded: Loaded) -> Iterator[Problem]:
         yield loaded.problem(("models", kind.value), hint)
 
 
+def _acme(loaded: Loaded) -> Iterator[Problem]:
+    gateway = loaded.cluster.gateway
+    if gateway.tls.mode is not TlsMode.ACME:
+        for key in ("email", "directory"):
+            if ("gateway", "tls", key) in loaded.marks:
+                hint = f"is not used with mode {gateway.tls.mode.value}; remove it, or write mode: acme"
+                yield loaded.problem(("gateway", "tls", key), hint)
+        return
+    path: Path = ("gateway", "server_name")
+    if gateway.server_name == "_":
+        hint = "mode acme gets a certificate for one name; write it as gateway.server_name"
+        yield loaded.problem(("gateway", "tls", "mode"), hint)
+    elif _is_address(gateway.server_name):
+        yield loaded.problem(path, "mode acme needs a name, not an address; write the one that clients use")
+    if gateway.tls.directory != LETS_ENCRYPT:
+        return
+    if "." not in gateway.server_name and gateway.server_name != "_":
+        yield loaded.problem(path, "Let's Encrypt knows public names only, like video.example.net; write such a one")
+    if gateway.http_port != 80:
+        yield loaded.problem(("gateway", "http_port"), "Let's Encrypt asks on port 80 only; write 80")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        IPv4Address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _tls(loaded: Loaded) -> Iterator[Problem]:
     tls = loaded.cluster.gateway.tls
     for key in ("certificate", "key"):
@@ -330,6 +383,23 @@ def _tls(loaded: Loaded) -> Iterator[Problem]:
             yield loaded.problem(("gateway", "tls", "mode"), hint)
         elif tls.mode is not TlsMode.FILES and given:
             hint = f"is not used with mode {tls.mode.value}; remove it, or write mode: files"
+            yield loaded.problem(("gateway", "tls", key), hint)
+    if tls.mode is TlsMode.FILES and tls.certificate and tls.key:
+        yield from _mounted_folders(loaded, {"certificate": tls.certificate, "key": tls.key})
+
+
+def _mounted_folders(loaded: Loaded, files: dict[str, str]) -> Iterator[Problem]:
+    """The gateway sees the whole folder, to notice when a file in it is replaced."""
+    for key, file in files.items():
+        path = PurePosixPath(file)
+        if ".." in path.parts or len(path.parts) < 4:
+            hint = f"the gateway mounts the folder of the {key}; put it into one of its own, like /etc/animatediff-tls"
+            yield loaded.problem(("gateway", "tls", key), hint)
+        elif path.parts[2:4] == ("letsencrypt", "live"):
+            hint = (
+                "a link that leads out of its folder, to a file that root alone can read; let a deploy hook of certbot "
+                "copy both files into a folder of their own (see the README), or use mode: acme"
+            )
             yield loaded.problem(("gateway", "tls", key), hint)
 
 
@@ -353,6 +423,7 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _unusable_addresses,
     _outside_subnet,
     _virtual_address,
+    _vrrp,
     _bind,
     _port_clashes,
     _port_range,
@@ -367,5 +438,6 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _lease,
     _models,
     _tls,
+    _acme,
     _storage,
 )

@@ -32,7 +32,10 @@ PATTERN_HINTS = {
     model.SHA256: "not a SHA-256 checksum; paste the 64 characters that sha256sum prints",
     model.ALLOCATOR: "not an allocator setting; write it like expandable_segments:True, without spaces",
     model.USER_NAME: "not a user's name; use at most 64 letters, digits, dots, dashes and underscores",
+    model.INTERFACE: "not a network interface; `ip -4 address` on the gateway hosts lists them",
     model.IMAGE: "not an image; write it like registry.example.net/a1111:1.10.1",
+    model.ACME_DIRECTORY: "not an ACME directory; write its address, like https://acme.example.net/directory",
+    model.EMAIL: "not an e-mail address; write one like admin@example.net, or leave it out",
     model.FOREIGN_URL: "not an address; write it like http://{{address}}:1786{{index}}, without a path",
     model.SOURCE: "not a usable source; use at most 500 plain characters without spaces",
 }

@@ -25,9 +25,13 @@ SHA256 = r"^[0-9a-f]{64}$"
 ALLOCATOR = r"^[A-Za-z0-9_:,.]{0,200}$"
 SOURCE = r"^[!-~]{1,500}$"
 IMAGE = r"^[a-z0-9][a-z0-9._/:@-]{0,254}$"
+ACME_DIRECTORY = r"^https://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?/[A-Za-z0-9._/-]{0,200}$"
+EMAIL = r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,253}$"
 FOREIGN_URL = r"^https?://[A-Za-z0-9.{}-]{1,253}(:[0-9{}a-z]{1,15})?$"
+INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # What each pattern means in words stands in `explain`; a test holds the two together.
+LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 
 Name = Annotated[str, Field(pattern=DNS_LABEL)]
 """A DNS label: lower case letters, digits and dashes, at most 40 characters."""
@@ -76,6 +80,7 @@ class TlsMode(str, Enum):
     NONE = "none"
     SELF_SIGNED = "self-signed"
     FILES = "files"
+    ACME = "acme"
 
 
 class Dtype(str, Enum):
@@ -97,12 +102,20 @@ class WebuiEngine(str, Enum):
 class Balance(str, Enum):
     COOKIE = "cookie"
     IP_HASH = "ip_hash"
+    LEAST_BUSY = "least_busy"
 
 
 class StorageDriver(str, Enum):
     LOCAL = "local"
     NFS = "nfs"
     CEPHFS = "cephfs"
+
+
+class VrrpMode(str, Enum):
+    """Who holds `gateway.vip`."""
+
+    KEEPALIVED = "keepalived"
+    NONE = "none"
 
 
 class LogDriver(str, Enum):
@@ -153,10 +166,19 @@ class Tls(Part):
     mode: TlsMode = TlsMode.SELF_SIGNED
     certificate: AbsolutePath | None = None
     key: AbsolutePath | None = None
+    email: Annotated[str, Field(pattern=EMAIL)] | None = None
+    directory: Annotated[str, Field(pattern=ACME_DIRECTORY)] = LETS_ENCRYPT
+
+
+class Vrrp(Part):
+    mode: VrrpMode = VrrpMode.KEEPALIVED
+    interface: Annotated[str, Field(pattern=INTERFACE)] | None = None
+    router_id: Annotated[int, Field(ge=1, le=255)] | None = None
 
 
 class Gateway(Part):
     vip: IPv4Address | None = None
+    vrrp: Vrrp = Vrrp()
     bind: IPv4Address = IPv4Address("0.0.0.0")  # noqa: S104  (the gateway is the one public part)
     server_name: ServerName = "_"
     http_port: Port = 80

@@ -7,10 +7,24 @@ few gateway hosts, which have to know every worker.
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 
 from generator import ports
-from generator.model import Cluster, Host, LogDriver, ModelKind, Role, StorageDriver, TlsMode, Variant, WebuiEngine
+from generator.model import (
+    Cluster,
+    Host,
+    LogDriver,
+    ModelKind,
+    Role,
+    StorageDriver,
+    TlsMode,
+    Variant,
+    VrrpMode,
+    WebuiEngine,
+)
 from generator.planned import (
+    AcmePlan,
+    CertificatePlan,
     ClusterPlan,
     ForeignPlan,
     GatewayPlan,
@@ -18,11 +32,13 @@ from generator.planned import (
     Limits,
     Plan,
     QueuePlan,
+    VirtualAddressPlan,
     VolumePlan,
     WorkerPlan,
 )
 
 SENTINEL_MASTER = "queue"
+TLS_FOLDER = "/etc/nginx/tls"
 DEMO_SOURCE = "demo"
 """`models.available[].source` of a model that the WebUI image builds itself."""
 
@@ -65,7 +81,8 @@ def _host(
         name=name,
         address=str(host.address),
         publish="" if _single(cluster) else str(host.address),
-        gateway=_gateway(cluster, targets) if Role.GATEWAY in host.roles else None,
+        gateway=_gateway(cluster, name, targets) if Role.GATEWAY in host.roles else None,
+        vip=_virtual_address(cluster, name, host),
         api=Role.CONTROL in host.roles,
         queue=_queue(cluster, name, host, queue_hosts) if Role.QUEUE in host.roles else None,
         workers=_workers(cluster, name, host) if Role.WORKER in host.roles else (),
@@ -91,17 +108,14 @@ def _foreign_url(cluster: Cluster, host: Host, index: int) -> str:
     return webui.url.replace("{address}", str(host.address)).replace("{index}", str(index))
 
 
-def _gateway(cluster: Cluster, targets: str) -> GatewayPlan:
+def _gateway(cluster: Cluster, name: str, targets: str) -> GatewayPlan:
     gateway = cluster.gateway
-    files = gateway.tls.mode is TlsMode.FILES
     return GatewayPlan(
         server_name=gateway.server_name,
         bind=str(gateway.bind),
         http_port=gateway.http_port,
         https_port=gateway.https_port,
-        tls=gateway.tls.mode is not TlsMode.NONE,
-        tls_certificate=gateway.tls.certificate if files and gateway.tls.certificate else "./secrets/tls.crt",
-        tls_key=gateway.tls.key if files and gateway.tls.key else "./secrets/tls.key",
+        certificate=_certificate(cluster, name),
         own_certificate=gateway.tls.mode is TlsMode.SELF_SIGNED,
         balance=gateway.balance.value,
         proxy_timeout_seconds=cluster.timeouts.proxy_seconds,
@@ -112,6 +126,56 @@ def _gateway(cluster: Cluster, targets: str) -> GatewayPlan:
         # A webui that computes on the processor has nothing to spare for an answer; one with a GPU has.
         probe_timeout_seconds=0.2 if cluster.images.webui is Variant.CUDA else 0.5,
     )
+
+
+def _certificate(cluster: Cluster, name: str) -> CertificatePlan | None:
+    tls = cluster.gateway.tls
+    if tls.mode is TlsMode.NONE:
+        return None
+    if tls.mode is TlsMode.FILES and tls.certificate and tls.key:
+        chain, key = PurePosixPath(tls.certificate), PurePosixPath(tls.key)
+        places = {str(chain.parent): TLS_FOLDER}
+        places.setdefault(str(key.parent), f"{TLS_FOLDER}-key")
+        inside = [f"{places[str(path.parent)]}/{path.name}" for path in (chain, key)]
+        return CertificatePlan(inside[0], inside[1], tuple(places.items()))
+    chain_path, key_path = f"{TLS_FOLDER}/tls.crt", f"{TLS_FOLDER}/tls.key"
+    if tls.mode is TlsMode.ACME:
+        return CertificatePlan(chain_path, key_path, (), _acme(cluster, name))
+    return CertificatePlan(chain_path, key_path, (("./secrets/tls", TLS_FOLDER),))
+
+
+def _acme(cluster: Cluster, name: str) -> AcmePlan:
+    gateway = cluster.gateway
+    siblings = tuple(
+        f"{host.address}:{gateway.http_port}"
+        for other, host in cluster.hosts.items()
+        if Role.GATEWAY in host.roles and other != name
+    )
+    return AcmePlan(gateway.tls.directory, gateway.tls.email or "", gateway.server_name, siblings)
+
+
+def _virtual_address(cluster: Cluster, name: str, host: Host) -> VirtualAddressPlan | None:
+    """The order of the hosts decides only who yields where two hold the address, and who is quicker to take it."""
+    vip, vrrp = cluster.gateway.vip, cluster.gateway.vrrp
+    if not _moves_address(cluster) or vip is None or Role.GATEWAY not in host.roles:
+        return None
+    gateways = [other for other, one in cluster.hosts.items() if Role.GATEWAY in one.roles]
+    return VirtualAddressPlan(
+        address=str(vip),
+        host=name,
+        own=str(host.address),
+        peers=tuple(str(cluster.hosts[other].address) for other in gateways if other != name),
+        port=cluster.gateway.http_port,
+        interface=vrrp.interface or "",
+        # Another one for each address of a network of up to 255.
+        router_id=vrrp.router_id or int(vip) % 255 + 1,
+        # 3 ms apart from each other: two that are as quick would both take it for a moment. 255 is the owner's.
+        priority=max(1, 250 - 4 * gateways.index(name)),
+    )
+
+
+def _moves_address(cluster: Cluster) -> bool:
+    return cluster.gateway.vip is not None and cluster.gateway.vrrp.mode is VrrpMode.KEEPALIVED
 
 
 def _controller_targets(cluster: Cluster) -> str:
@@ -205,7 +269,9 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
 
 def _images(cluster: Cluster) -> dict[str, str]:
     prefix = f"{cluster.images.registry}/" if cluster.images.registry else ""
-    images = {name: f"{prefix}animatediff-ha/{name}:{cluster.images.tag}" for name in ("gateway", "redis", "services")}
+    acme = ("acme",) if cluster.gateway.tls.mode is TlsMode.ACME else ()
+    names = (*acme, "gateway", *(("keepalived",) if _moves_address(cluster) else ()), "redis", "services")
+    images = {name: f"{prefix}animatediff-ha/{name}:{cluster.images.tag}" for name in names}
     images["webui"] = f"{prefix}animatediff-ha/webui-{cluster.images.webui.value}:{cluster.images.tag}"
     return images
 
@@ -261,11 +327,6 @@ def _volumes(cluster: Cluster) -> tuple[VolumePlan, ...]:
 
 def _notices(cluster: Cluster) -> tuple[str, ...]:
     notices = []
-    if cluster.gateway.vip:
-        notices.append(
-            f"gateway.vip {cluster.gateway.vip}: keepalived is not rendered by this version; "
-            "point DNS or a load balancer with a health check on /readyz at the gateways"
-        )
     for role, parts in _ROLES_TO_COME.items():
         if any(role in host.roles for host in cluster.hosts.values()):
             notices.append(f"role {role.value}: {parts} are not rendered by this version")

@@ -48,6 +48,32 @@ class WorkerPlan:
 
 
 @dataclass(frozen=True)
+class AcmePlan:
+    """A certificate from an ACME directory (RFC 8555, http-01)."""
+
+    directory: str
+    email: str
+    """Empty: an account without one."""
+    name: str
+    siblings: tuple[str, ...]
+    """`address:port` of the other gateways' plain HTTP. Any of them may be shown a challenge that is another's."""
+
+
+@dataclass(frozen=True)
+class CertificatePlan:
+    """What nginx shows, as paths in its container, and the host's folders that are mounted there.
+
+    Folders, never files: Docker mounts a file by its inode, so one that is renamed into its place would stay unseen.
+    """
+
+    chain: str
+    key: str
+    folders: tuple[tuple[str, str], ...]
+    """(on the host, in the container); none with `acme`, which has a volume."""
+    acme: AcmePlan | None = None
+
+
+@dataclass(frozen=True)
 class GatewayPlan:
     """What `config/nginx/nginx.conf.j2` and the gateway's compose service need."""
 
@@ -55,9 +81,8 @@ class GatewayPlan:
     bind: str
     http_port: int
     https_port: int
-    tls: bool
-    tls_certificate: str
-    tls_key: str
+    certificate: CertificatePlan | None
+    """None: plain HTTP."""
     own_certificate: bool
     """Whether the generator makes the certificate (self-signed mode)."""
     balance: str
@@ -67,6 +92,27 @@ class GatewayPlan:
     worker_connections: int
     controller_targets: str
     probe_timeout_seconds: float
+
+    @property
+    def tls(self) -> bool:
+        return self.certificate is not None
+
+
+@dataclass(frozen=True)
+class VirtualAddressPlan:
+    """What `config/keepalived/keepalived.conf.j2` and the keepalived service need."""
+
+    address: str
+    host: str
+    own: str
+    """Address of this host, from which it speaks to its `peers`, the other gateway hosts."""
+    peers: tuple[str, ...]
+    port: int
+    """Where every gateway answers /readyz in plain HTTP."""
+    interface: str
+    """Empty: the one that holds `own`."""
+    router_id: int
+    priority: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +160,8 @@ class HostPlan:
     publish: str
     """Address that inner ports are published on; empty when the cluster is one host and publishes none."""
     gateway: GatewayPlan | None
+    vip: VirtualAddressPlan | None
+    """None where the host is no gateway, or nobody wants a virtual address of us."""
     api: bool
     queue: QueuePlan | None
     workers: tuple[WorkerPlan, ...]
@@ -175,6 +223,8 @@ class ClusterPlan:
         default_factory=lambda: {
             "gateway": Limits(2.0, 512, 256),
             "controller": Limits(1.0, 256, 64),
+            "acme": Limits(1.0, 256, 64),
+            "keepalived": Limits(0.5, 64, 64),
             "api": Limits(2.0, 512, 128),
             "agent": Limits(1.0, 256, 64),
             # It holds a whole video, as text and as bytes, before it writes it.

@@ -102,6 +102,7 @@ def _templates(host: HostPlan) -> list[str]:
         "control": host.api,
         "worker": bool(host.workers),
         "gateway": host.gateway is not None,
+        "vip": host.vip is not None,
     }
     return [f"{role}.yaml.j2" for role, present in wanted.items() if present]
 
@@ -111,6 +112,8 @@ def _config_files(host: HostPlan, sources: Sources) -> Iterator[tuple[str, bytes
     folders: dict[str, dict[str, object]] = {}
     if host.gateway:
         folders["nginx"] = {"gateway": host.gateway}
+    if host.vip:
+        folders["keepalived"] = {"vip": host.vip}
     if host.queue:
         folders["redis"] = {"queue": host.queue}
     for name in sorted(sources.config):

@@ -10,7 +10,7 @@ import fcntl
 import os
 import secrets as random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -154,8 +154,9 @@ def for_host(host: HostPlan, values: Values) -> Values:
         wanted[API_KEYS] = own.line.encode() + values[API_KEYS]
     if host.gateway:
         wanted["cluster_token.nginx"] = nginx_header(values["cluster_token"])
-        if host.gateway.tls and "tls.crt" in values:
-            wanted["tls.crt"], wanted["tls.key"] = values["tls.crt"], values["tls.key"]
+        if host.gateway.own_certificate and "tls.crt" in values:
+            # In a folder of their own, which nginx sees as a whole: a renewed certificate needs no new container.
+            wanted |= {f"tls/{name}": values[name] for name in ("tls.crt", "tls.key")}
     if host.queue:
         wanted |= _redis_files(host, values)
     return wanted | _tls_files(host, values)
@@ -208,6 +209,7 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[st
         with _told(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             wanted = for_host(host, values)
+            _make_inner_folders(folder, wanted, uid)
             for name, content in wanted.items():
                 place = folder / name
                 if place.exists() and place.read_bytes() != content:
@@ -215,10 +217,18 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[st
                 if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
                     write = _overwrite if name in READ_WHILE_RUNNING and place.exists() else _replace
                     write(place, content, owner=uid)
-            for stale in folder.iterdir():
-                if stale.name not in wanted:
-                    stale.unlink()
+            for place in [path for path in folder.rglob("*") if not path.is_dir()]:
+                if place.relative_to(folder).as_posix() not in wanted:
+                    place.unlink()
     return replaced
+
+
+def _make_inner_folders(folder: Path, names: Iterable[str], uid: int) -> None:
+    """A folder that is mounted as a whole has to be open to those who read in it."""
+    for inner in {folder / name.rpartition("/")[0] for name in names if "/" in name}:
+        inner.mkdir(mode=0o700, exist_ok=True)
+        if inner.stat().st_uid != uid:
+            os.chown(inner, uid, uid)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

@@ -20,15 +20,28 @@ CHUNK_BYTES = 1 << 20
 class Client:
     """Speaks to one gateway. Connection errors and 5xx answers are for the caller to retry: it knows its deadline."""
 
-    def __init__(self, url: str, key: str, *, authority: Path | None = None, timeout_seconds: float = 5.0) -> None:
-        """`authority` is the cluster's own CA certificate; without it the system's authorities are asked."""
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        authority: Path | None = None,
+        server_name: str = "",
+        timeout_seconds: float = 5.0,
+    ) -> None:
+        """`authority` is the cluster's own CA certificate; without it the system's authorities are asked.
+
+        `server_name` is what the certificate has to be for, where that is not the address in `url`.
+        """
         self.url = url
+        named = {"sni_hostname": server_name} if server_name else {}
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"},
             timeout=timeout_seconds,
             verify=ssl.create_default_context(cafile=authority) if authority else True,
             trust_env=False,  # a proxy for the internet must not see the cluster's key
+            event_hooks={"request": [lambda request: request.extensions.update(named)]},
         )
 
     def __enter__(self) -> Client:

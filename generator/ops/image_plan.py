@@ -22,9 +22,11 @@ IMAGES = {
     "webui-synthetic": ("webui", "synthetic"),
     "services": ("services", ""),
     "gateway": ("gateway", ""),
+    "acme": ("acme", ""),
+    "keepalived": ("keepalived", ""),
     "redis": ("redis", ""),
 }
-DEFAULT_NAMES = ("services", "gateway", "redis", "webui-synthetic", "webui-cpu")
+DEFAULT_NAMES = ("services", "gateway", "acme", "keepalived", "redis", "webui-synthetic", "webui-cpu")
 
 
 @dataclass(frozen=True)

@@ -102,11 +102,19 @@ def _ask(places: Sequence[Place], key: str, authority: Path | None) -> dict[str,
     for place in places:
         if place.host.gateway is not None:
             try:
-                with Client(gateway_url(place.host, place.host.gateway), key, authority=authority) as client:
+                with gateway_client(place.host, place.host.gateway, key, authority) as client:
                     return client.cluster()
             except (httpx.TransportError, Unhealthy):
                 continue
     return None
+
+
+def gateway_client(host: HostPlan, gateway: GatewayPlan, key: str, authority: Path | None) -> Client:
+    """A client of one host's own gateway. The cluster's authority vouches for the addresses; any other for the name."""
+    url = gateway_url(host, gateway)
+    if gateway.own_certificate or not gateway.tls:
+        return Client(url, key, authority=authority)
+    return Client(url, key, server_name="" if gateway.server_name == "_" else gateway.server_name)
 
 
 def gateway_url(host: HostPlan, gateway: GatewayPlan) -> str:

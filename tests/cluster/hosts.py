@@ -82,8 +82,8 @@ def machines(
             )
             for name, address in addresses.items()
         }
-        for host in hosts.values():
-            host.engine.load(archive)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda host: host.engine.load(archive), hosts.values()))
         archive.unlink()
         yield hosts
 
@@ -207,4 +207,7 @@ def _stop(daemon: subprocess.Popen[bytes], engine: Engine, folder: Path) -> None
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+    # Containers on the host's own network leave it mounted here.
+    for mount in (folder / "exec/netns").glob("*"):
+        subprocess.run(["umount", "--lazy", str(mount)], check=False, capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)

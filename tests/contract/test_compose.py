@@ -32,6 +32,18 @@ def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, f
 
 
 @pytest.mark.parametrize(
+    "tls",
+    [{"mode": "acme"}, {"mode": "files", "certificate": "/etc/video/a.crt", "key": "/etc/keys/a.key"}],
+    ids=["acme", "files"],
+)
+def test_compose_accepts_every_way_to_a_certificate(engine: Engine, tmp_path: Path, tls: dict[str, str]) -> None:
+    cluster = three_hosts(gateway={"server_name": "video.example.net", "tls": tls})
+    tree.write(tmp_path, render(plan(cluster), read_sources()))
+    for host in ("gpu-01", "gpu-02"):
+        assert engine.compose(tmp_path / host, "config", "-q") == ""
+
+
+@pytest.mark.parametrize(
     "webui",
     [
         {"engine": "a1111", "image": "studio/a1111:1"},

@@ -21,7 +21,7 @@ def by_folder(path: Path) -> str:
 
 
 def test_there_are_dockerfiles() -> None:
-    assert {"base", "services", "gateway", "redis", "webui"} <= {path.parent.name for path in DOCKERFILES}
+    assert {"base", "services", "gateway", "keepalived", "redis", "webui"} <= {path.parent.name for path in DOCKERFILES}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=by_folder)

@@ -71,10 +71,13 @@ def nginx_test(tag: str, the_plan: Plan, folder: Path) -> subprocess.CompletedPr
     [
         {"tls": PLAIN},
         {"tls": PLAIN, "balance": "ip_hash", "server_name": "_"},
+        {"tls": PLAIN, "balance": "least_busy"},
         {},
         {"https_port": 8443, "server_name": "_"},
+        {"tls": {"mode": "acme"}},
+        {"tls": {"mode": "files", "certificate": "/etc/video/a.crt", "key": "/etc/keys/a.key"}},
     ],
-    ids=["plain", "ip_hash", "tls", "tls-port"],
+    ids=["plain", "ip_hash", "least_busy", "tls", "tls-port", "acme", "files"],
 )
 def test_nginx_accepts_the_rendered_configuration(images: str, gateway: dict[str, Any], tmp_path: Path) -> None:
     result = nginx_test(images, gateway_plan(**gateway), tmp_path)

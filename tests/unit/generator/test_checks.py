@@ -131,7 +131,22 @@ CASES: list[tuple[str, list[Change], str]] = [
         [roles("b", "control", "worker")],
         "gateway.vip: 10.0.0.100: needs two hosts with the role gateway, there is 1; add one or remove vip",
     ),
+    (
+        "_virtual_address",
+        [put("gateway.vip", "10.0.0.3"), put("gateway.vrrp.mode", "none")],
+        "gateway.vip: 10.0.0.3: is the address of c (line ",
+    ),
     ("_virtual_address", [put("network.subnet", None)], "gateway.vip: 10.0.0.100: needs network.subnet"),
+    (
+        "_vrrp",
+        [put("gateway.vrrp.mode", "none"), put("gateway.vrrp.router_id", 51)],
+        "gateway.vrrp.router_id: 51: is not used with mode none; remove it",
+    ),
+    (
+        "_vrrp",
+        [put("gateway.vip", None), put("gateway.vrrp.interface", "eth1")],
+        "gateway.vrrp.interface: eth1: is not used without gateway.vip; remove it",
+    ),
     ("_bind", [put("gateway.bind", "10.0.0.1")], "gateway.bind: 10.0.0.1: one address cannot be bound on 2 gateways"),
     (
         "_port_clashes",
@@ -337,6 +352,55 @@ CASES: list[tuple[str, list[Change], str]] = [
         "gateway.tls.certificate: /c: is not used with mode self-signed; remove it, or write mode: files",
     ),
     (
+        "_tls",
+        [put("gateway.tls", {"mode": "files", "certificate": "/etc/video.crt", "key": "/etc/video/key"})],
+        "gateway.tls.certificate: /etc/video.crt: the gateway mounts the folder of the certificate; put it into one of",
+    ),
+    (
+        "_tls",
+        [put("gateway.tls", {"mode": "files", "certificate": "/etc/video/crt", "key": "/etc/video/../key"})],
+        "gateway.tls.key: /etc/video/../key: the gateway mounts the folder of the key; put it into one of its own",
+    ),
+    (
+        "_tls",
+        [
+            put(
+                "gateway.tls",
+                {"mode": "files", "certificate": "/etc/letsencrypt/live/v/fullchain.pem", "key": "/etc/video/key"},
+            )
+        ],
+        "gateway.tls.certificate: /etc/letsencrypt/live/v/fullchain.pem: a link that leads out of its folder, to a",
+    ),
+    (
+        "_acme",
+        [put("gateway.tls.email", "a@example.net")],
+        "gateway.tls.email: a@example.net: is not used with mode self-signed; remove it, or write mode: acme",
+    ),
+    (
+        "_acme",
+        [put("gateway.tls.mode", "acme"), put("gateway.server_name", "_")],
+        "gateway.tls.mode: acme: mode acme gets a certificate for one name; write it as gateway.server_name",
+    ),
+    (
+        "_acme",
+        [put("gateway.tls.mode", "acme"), put("gateway.server_name", "10.0.0.9")],
+        "gateway.server_name: 10.0.0.9: mode acme needs a name, not an address; write the one that clients use",
+    ),
+    (
+        "_acme",
+        [put("gateway.tls.mode", "acme"), put("gateway.server_name", "video")],
+        "gateway.server_name: video: Let's Encrypt knows public names only, like video.example.net; write such a one",
+    ),
+    (
+        "_acme",
+        [
+            put("gateway.tls.mode", "acme"),
+            put("gateway.server_name", "video.example.net"),
+            put("gateway.http_port", 8080),
+        ],
+        "gateway.http_port: 8080: Let's Encrypt asks on port 80 only; write 80",
+    ),
+    (
         "_workers",
         [put("webui", {"engine": "a1111", "image": "x"}), put("hosts.c.cpu_workers", 2)],
         "hosts.c.cpu_workers: 2: beside gpus there are none",
@@ -476,6 +540,25 @@ def test_two_gateways_without_a_virtual_address_are_allowed(tmp_path: Path) -> N
     data = three_hosts()
     put("gateway.vip", None)(data)
     assert check(loaded(tmp_path, data)) == []
+
+
+@pytest.mark.parametrize(
+    "change", [roles("b", "control", "worker"), put("network.subnet", None), put("gateway.vip", None)]
+)
+def test_the_address_of_a_load_balancer_may_lie_anywhere(tmp_path: Path, change: Change) -> None:
+    data = three_hosts()
+    put("gateway.vip", "203.0.113.7")(data)
+    put("gateway.vrrp.mode", "none")(data)
+    change(data)
+    assert [one.path for one in check(loaded(tmp_path, data)) if one.path.startswith(("gateway", "network"))] == []
+
+
+def test_the_virtual_address_itself_cannot_be_listened_on(tmp_path: Path) -> None:
+    """A gateway could not bind it while another host has it."""
+    data = three_hosts()
+    put("gateway.bind", "10.0.0.100")(data)
+    (problem,) = check(loaded(tmp_path, data))
+    assert (problem.path, problem.hint.endswith("remove bind, or write 0.0.0.0")) == ("gateway.bind", True)
 
 
 def test_all_problems_come_at_once_and_in_order(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_only_what_is_asked_for_and_the_bases_below_it() -> None:
         "webui-synthetic",
         "services",
         "gateway",
+        "acme",
+        "keepalived",
         "redis",
     ]
     assert {build.name: build.needs for build in everything}["webui-cpu"] == ("base-bookworm",)

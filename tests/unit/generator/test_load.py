@@ -75,6 +75,13 @@ def test_a_good_file_is_loaded_with_the_lines_of_its_values(tmp_path: Path) -> N
         ("gateway:", "gateway: nothing: is empty; give it a value or remove the key"),
         ("gateway: []", "gateway: a list: must hold keys and values"),
         ("gateway: {vip: 192.168.1.300}", 'gateway.vip: "192.168.1.300": not an IPv4 address; write it like'),
+        (
+            "gateway: {vrrp: {interface: eth 0}}",
+            'gateway.vrrp.interface: "eth 0": not a network interface; `ip -4 addr',
+        ),
+        ("gateway: {vrrp: {interface: $(id)}}", "gateway.vrrp.interface: "),
+        ("gateway: {vrrp: {router_id: 256}}", "gateway.vrrp.router_id: 256: "),
+        ("gateway: {vrrp: {mode: carp}}", 'gateway.vrrp.mode: "carp": '),
         ("gateway: {vip: 3232235786}", "gateway.vip: 3232235786: is read as a number, not as text"),
         ('gateway: {vip: "fe80::1"}', 'gateway.vip: "fe80::1": not an IPv4 address'),
         (
@@ -82,12 +89,17 @@ def test_a_good_file_is_loaded_with_the_lines_of_its_values(tmp_path: Path) -> N
             'gateway.server_name: on: a bare on is read as true, not as text; write "on" in q',
         ),
         ("gateway: {server_name: a b}", 'gateway.server_name: "a b": not a host name; use letters'),
-        ("gateway: {tls: {mode: off}}", 'gateway.tls.mode: off: not one of none, self-signed, files; write "none" to'),
+        ("gateway: {tls: {mode: off}}", 'gateway.tls.mode: off: not one of none, self-signed, files, acme; write "no'),
         (
             "gateway: {tls: {mode: file}}",
-            'gateway.tls.mode: "file": not one of none, self-signed, files; did you mean "f',
+            'gateway.tls.mode: "file": not one of none, self-signed, files, acme; did you mean "f',
         ),
         ("gateway: {tls: {key: my.key}}", 'gateway.tls.key: "my.key": not an absolute path; start it with /'),
+        ("gateway: {tls: {email: nobody}}", 'gateway.tls.email: "nobody": not an e-mail address; write one like'),
+        (
+            "gateway: {tls: {directory: 'http://a/b'}}",
+            'gateway.tls.directory: "http://a/b": not an ACME directory; write its address, like https://',
+        ),
         ("images: {tag: 0.10}", 'images.tag: 0.10: is read as a number, not as text; write "0.10" in quotes'),
         ("images: {tag: 12}", 'images.tag: 12: is read as a number, not as text; write "12" in quotes'),
         ("images: {tag: 2026-11-22}", "images.tag: 2026-11-22: some programs read this as a date"),

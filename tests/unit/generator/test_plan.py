@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from generator.plan import plan
-from tests.unit.generator.clusters import gpu, one_host, three_hosts
+from generator.model import LETS_ENCRYPT
+from generator.plan import TLS_FOLDER, plan
+from generator.planned import AcmePlan, CertificatePlan
+from tests.unit.generator.clusters import cluster, gpu, one_host, three_hosts
 
 
 def test_every_gpu_is_its_own_pair() -> None:
@@ -50,6 +52,36 @@ def test_gateways_reach_workers_of_other_hosts_by_address() -> None:
     assert the_plan.by_name["gpu-03"].gateway is None
 
 
+def certificate_of(**tls: str) -> CertificatePlan | None:
+    gateway = plan(three_hosts(gateway={"server_name": "video.example.net", "tls": tls})).by_name["gpu-02"].gateway
+    assert gateway is not None
+    return gateway.certificate
+
+
+def test_certificates_are_mounted_as_folders() -> None:
+    assert certificate_of(mode="none") is None
+    own = certificate_of(mode="self-signed")
+    assert own == CertificatePlan("/etc/nginx/tls/tls.crt", "/etc/nginx/tls/tls.key", (("./secrets/tls", TLS_FOLDER),))
+    together = certificate_of(mode="files", certificate="/etc/video/a.crt", key="/etc/video/a.key")
+    assert together == CertificatePlan("/etc/nginx/tls/a.crt", "/etc/nginx/tls/a.key", (("/etc/video", TLS_FOLDER),))
+    apart = certificate_of(mode="files", certificate="/etc/video/a.crt", key="/etc/keys/a.key")
+    assert apart == CertificatePlan(
+        "/etc/nginx/tls/a.crt",
+        "/etc/nginx/tls-key/a.key",
+        (("/etc/video", TLS_FOLDER), ("/etc/keys", f"{TLS_FOLDER}-key")),
+    )
+
+
+def test_acme_asks_for_the_name_and_knows_the_other_gateways() -> None:
+    made = certificate_of(mode="acme", email="admin@example.net")
+    assert made is not None
+    assert made.folders == ()
+    assert made.acme == AcmePlan(LETS_ENCRYPT, "admin@example.net", "video.example.net", ("192.168.1.10:80",))
+    shared = plan(three_hosts(gateway={"server_name": "video.example.net", "tls": {"mode": "acme"}})).cluster
+    assert shared.images["acme"] == "animatediff-ha/acme:0.1.0"
+    assert "acme" not in plan(three_hosts()).cluster.images
+
+
 @pytest.mark.parametrize(
     ("registry", "expected"),
     [
@@ -76,8 +108,50 @@ def test_storage_drivers() -> None:
 
 def test_what_is_not_rendered_is_told() -> None:
     asked = three_hosts(gateway={"vip": "192.168.1.100"}, logs={"driver": "elastic"})
-    assert [notice.split(" ")[0] for notice in plan(asked).notices] == ["gateway.vip", "logs.driver"]
+    assert [notice.split(" ")[0] for notice in plan(asked).notices] == ["logs.driver"]
     assert plan(three_hosts()).notices == ()
+
+
+def test_every_gateway_host_may_hold_the_virtual_address() -> None:
+    the_plan = plan(three_hosts(gateway={"vip": "192.168.1.100", "http_port": 8080}))
+    first, second, third = (host.vip for host in the_plan.hosts)
+    assert third is None, "no gateway"
+    assert first is not None
+    assert second is not None
+    assert (first.address, first.own, first.peers) == ("192.168.1.100", "192.168.1.10", ("192.168.1.11",))
+    assert (second.own, second.peers, second.port, second.interface) == ("192.168.1.11", ("192.168.1.10",), 8080, "")
+    assert first.priority > second.priority
+    assert first.router_id == second.router_id
+    assert the_plan.addresses == ("192.168.1.100",)
+    assert the_plan.cluster.images["keepalived"] == "animatediff-ha/keepalived:0.1.0"
+
+
+def test_virtual_addresses_of_one_network_have_router_ids_of_their_own() -> None:
+    def router_id(vip: str, **vrrp: int) -> int:
+        found = plan(three_hosts(gateway={"vip": vip, "vrrp": vrrp})).hosts[0].vip
+        assert found is not None
+        return found.router_id
+
+    made = [router_id(f"192.168.1.{last}") for last in range(1, 255)]
+    assert len(set(made)) == len(made)
+    assert min(made) >= 1
+    assert max(made) <= 255
+    assert router_id("192.168.1.100", router_id=51) == 51
+
+
+def test_an_outside_load_balancer_needs_no_keepalived() -> None:
+    for gateway in ({"vip": "203.0.113.7", "vrrp": {"mode": "none"}}, {}):
+        the_plan = plan(three_hosts(gateway=gateway))
+        assert [host.vip for host in the_plan.hosts] == [None, None, None]
+        assert "keepalived" not in the_plan.cluster.images
+        assert the_plan.addresses == (("203.0.113.7",) if gateway else ()), "the certificate names it all the same"
+
+
+def test_many_gateways_still_have_a_priority_that_vrrp_allows() -> None:
+    hosts: dict[str, object] = {f"gw-{n}": {"address": f"10.0.0.{n}", "roles": ["gateway"]} for n in range(1, 100)}
+    hosts["node"] = {"address": "10.0.0.150", "roles": ["control", "queue", "worker"], "cpu_workers": 1}
+    found = [host.vip.priority for host in plan(cluster(hosts=hosts, gateway={"vip": "10.0.0.200"})).hosts if host.vip]
+    assert (len(found), max(found), min(found)) == (99, 250, 1)
 
 
 def test_demo_models_are_made_only_when_asked_for() -> None:

@@ -14,8 +14,15 @@ from generator.sources import read_sources
 from tests.unit.generator.clusters import gpu, one_host, three_hosts
 
 SOURCES = read_sources()
-EXCEPTIONS: dict[str, dict[str, str]] = {}
-"""Service → key → reason, for every service that may not be as hardened as the rest. None so far."""
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "keepalived": {
+        "user": "changes the host's addresses, which only root may",
+        "cap_add": "NET_ADMIN for that, NET_RAW for VRRP and ARP, SETUID and SETGID to run its check as another user",
+        "network_mode": "the address is the host's",
+    }
+}
+"""Service → key → reason, for every service that may not be as hardened as the rest."""
+VIP = {"vip": "192.168.1.100"}
 
 
 def compose(cluster: Cluster, host: str, sources: Sources = SOURCES) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def test_a_gpu_service_reserves_one_gpu_by_uuid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cluster", "host"), [(one_host(), "demo"), (three_hosts(), "gpu-01"), (three_hosts(), "gpu-03")]
+    ("cluster", "host"), [(one_host(), "demo"), (three_hosts(gateway=VIP), "gpu-01"), (three_hosts(), "gpu-03")]
 )
 def test_every_service_is_hardened(cluster: Cluster, host: str) -> None:
     expected = {
@@ -68,6 +75,23 @@ def test_every_service_is_hardened(cluster: Cluster, host: str) -> None:
         assert {"cpus", "memory", "pids"} == limits.keys()
         one_shot = service["restart"] == "no"
         assert one_shot or {"healthcheck", "stop_grace_period"} <= service.keys(), name
+
+
+def test_the_virtual_address_is_held_beside_every_gateway() -> None:
+    rendered = dict(render(plan(three_hosts(gateway=VIP)), SOURCES))
+    with_it = {name for name, files in rendered.items() if b"  keepalived:" in files["compose.yaml"]}
+    assert with_it == {name for name, files in rendered.items() if "config/keepalived/keepalived.conf" in files}
+    assert with_it == {"gpu-01", "gpu-02"}
+    conf = rendered["gpu-02"]["config/keepalived/keepalived.conf"].decode()
+    assert 'keepalived-check-gateway 192.168.1.11:80 192.168.1.10:80"' in conf
+    service = yaml.safe_load(rendered["gpu-02"]["compose.yaml"])["services"]["keepalived"]
+    # Stopped before the gateway, and made anew with it.
+    assert service["depends_on"] == {"gateway": {"condition": "service_healthy", "restart": True}}
+    assert "APPLIANCE_VRRP_INTERFACE" not in service["environment"]
+    chosen = compose(three_hosts(gateway={**VIP, "vrrp": {"interface": "bond0.7"}}), "gpu-01")["services"]
+    assert chosen["keepalived"]["environment"]["APPLIANCE_VRRP_INTERFACE"] == "bond0.7"
+    for gateway in ({}, {**VIP, "vrrp": {"mode": "none"}}):
+        assert "keepalived" not in compose(three_hosts(gateway=gateway), "gpu-01")["services"]
 
 
 def test_only_the_gateway_is_public() -> None:

@@ -63,8 +63,13 @@ def test_every_secret_a_service_mounts_exists(tmp_path: Path) -> None:
         the_plan = plan(cluster)
         for name, files in render(the_plan, read_sources()):
             wanted = {f"./secrets/{secret}" for secret in for_host(the_plan.by_name[name], values)}
-            mounted = {secret["file"] for secret in yaml.safe_load(files["compose.yaml"])["secrets"].values()}
-            assert mounted == wanted, name
+            compose = yaml.safe_load(files["compose.yaml"])
+            mounted = {secret["file"] for secret in compose["secrets"].values()}
+            volumes = [volume["source"] for one in compose["services"].values() for volume in one.get("volumes", ())]
+            folders = {source for source in volumes if source.startswith("./secrets/")}
+            inside = {place for place in wanted if place.rpartition("/")[0] in folders}
+            assert inside == ({"./secrets/tls/tls.crt", "./secrets/tls/tls.key"} if folders else set())
+            assert mounted == wanted - inside, name
 
 
 def test_laid_out_private_for_the_containers_user_and_pruned(tmp_path: Path) -> None:
@@ -77,6 +82,23 @@ def test_laid_out_private_for_the_containers_user_and_pruned(tmp_path: Path) -> 
     assert not (folder / "old").exists()
     assert (folder / "redis_password").stat().st_ino == inode, "an unchanged file is left alone: it may be mounted"
     assert {(stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) for path in folder.iterdir()} == {(0o600, UID)}
+
+
+def test_the_gateways_pair_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    """nginx sees the folder, so a certificate made anew counts without another container; nothing else lies in it."""
+    made = store(tmp_path)
+    lay_out(plan(three_hosts()), tmp_path, made.read(), uid=UID)
+    folder = tmp_path / "gpu-01/secrets/tls"
+    assert {path.name for path in folder.iterdir()} == {"tls.crt", "tls.key"}
+    assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, UID)
+    before = folder.stat().st_ino, (folder / "tls.crt").read_bytes()
+    made.create_missing(("new.example.net",), tls=True)
+    lay_out(plan(three_hosts()), tmp_path, made.read(), uid=UID)
+    assert folder.stat().st_ino == before[0], "a mounted folder stays the same one"
+    assert (folder / "tls.crt").read_bytes() != before[1]
+    elsewhere = {"tls": {"mode": "files", "certificate": "/etc/video/a.crt", "key": "/etc/video/a.key"}}
+    lay_out(plan(three_hosts(gateway=elsewhere)), tmp_path, made.read(), uid=UID)
+    assert list(folder.iterdir()) == [], "what is no longer mounted does not stay"
 
 
 def test_rotate_changes_one_and_all_that_follows_from_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 -- Picks the peers of a request, best first. Done in the access phase, where a 503 can still be said
 -- (an exit inside the balancer reaches the client as 500); the balancer then walks the list.
 local balancer = require "ngx.balancer"
+local in_flight = require "in_flight"
 local state = require "state"
 
 local COOKIE = "appliance_client"
@@ -26,14 +27,16 @@ function M.choose_api()
     return offer(peers)
 end
 
--- The client's own random name, kept in a cookie so that it comes back to the same node.
-local function client_name(secure)
-    local name = ngx.var["cookie_" .. COOKIE]
-    if name and ngx.re.find(name, "^[0-9a-f]{32}$", "jo") then return name end
-    name = ngx.var.request_id -- 16 random bytes in hex
+-- The client's own random name, kept in a cookie so that it comes back to the same node, and with balance "least_busy"
+-- the mark of that node. Neither is a secret: who makes up a cookie has chosen a node, no more.
+local function read_cookie()
+    local found = ngx.re.match(ngx.var["cookie_" .. COOKIE] or "", [[^([0-9a-f]{32})(?:\.([0-9a-f]{8}))?$]], "jo")
+    if found then return found[1], found[2] or nil end
+end
+
+local function write_cookie(value, secure)
     ngx.header["Set-Cookie"] = ("%s=%s; Path=/webui/; Max-Age=%d; HttpOnly; SameSite=Lax%s"):format(
-        COOKIE, name, COOKIE_SECONDS, secure and "; Secure" or "")
-    return name
+        COOKIE, value, COOKIE_SECONDS, secure and "; Secure" or "")
 end
 
 -- Weighted rendezvous hashing (Thaler & Ravishankar 1998; weights: -w/ln h): when a node leaves, only its own clients
@@ -44,16 +47,60 @@ local function rank(peer, client)
     return -peer.weight / math.log(unit)
 end
 
--- A node for this client: by its cookie, or with balance "ip_hash" by its address.
-function M.choose_webui(balance, secure)
-    local ranked, peers = {}, {}
-    local client = balance == "ip_hash" and ngx.var.remote_addr or client_name(secure)
+-- What a node has to do, by its own account and by what is under way through this gateway, for each unit of weight.
+local function load_of(peer)
+    return ((peer.busy or 0) + in_flight.count(peer.name) + 1) / peer.weight
+end
+
+local function mark_of(peer)
+    return ngx.md5(peer.name):sub(1, 8)
+end
+
+-- The nodes that take new requests as {peer, score, load, is_home}, best for this client first.
+local function rank_all(client, by_load, home)
+    local ranked = {}
     for _, peer in ipairs(state.get().pools.webui) do
-        if peer.weight > 0 then ranked[#ranked + 1] = { peer = peer, score = rank(peer, client) } end
+        if peer.weight > 0 then
+            ranked[#ranked + 1] = {
+                peer = peer, score = rank(peer, client), load = by_load and load_of(peer) or 0,
+                is_home = home ~= nil and mark_of(peer) == home,
+            }
+        end
     end
-    table.sort(ranked, function(one, other) return one.score > other.score end)
+    table.sort(ranked, function(one, other)
+        if one.is_home ~= other.is_home then return one.is_home end
+        if one.load ~= other.load then return one.load < other.load end
+        return one.score > other.score
+    end)
+    return ranked
+end
+
+-- A node for this client. "cookie": by its cookie; "ip_hash": by its address; "least_busy": the one with the least to
+-- do, then always the same as long as that takes requests.
+function M.choose_webui(balance, secure)
+    local name, home = read_cookie()
+    local by_load = balance == "least_busy"
+    local is_new = not name
+    name = name or ngx.var.request_id -- 16 random bytes in hex
+    if balance == "ip_hash" then name = ngx.var.remote_addr end
+    local ranked, peers = rank_all(name, by_load, by_load and home or nil), {}
     for i = 1, math.min(#ranked, MAX_PEERS) do peers[i] = ranked[i].peer end
+    if by_load then
+        ngx.ctx.is_counted = true
+        if ranked[1] and not ranked[1].is_home then write_cookie(name .. "." .. mark_of(peers[1]), secure) end
+    elseif balance == "cookie" and is_new then
+        write_cookie(name, secure)
+    end
     return offer(peers)
+end
+
+function M.address(peer)
+    return peer.ip:find(":", 1, true) and "[" .. peer.ip .. "]" or peer.ip
+end
+
+-- `peer` is tried now.
+function M.begin(peer)
+    if ngx.ctx.is_counted then in_flight.begin(peer.name) end
 end
 
 -- Called by nginx for each try of a request; whether there is another try is proxy_next_upstream's decision.
@@ -63,8 +110,8 @@ function M.connect()
     if ctx.tried == 0 and #peers > 1 then balancer.set_more_tries(#peers - 1) end
     local peer = peers[ctx.tried % #peers + 1]
     ctx.tried = ctx.tried + 1
-    local ip = peer.ip:find(":", 1, true) and "[" .. peer.ip .. "]" or peer.ip
-    local ok, reason = balancer.set_current_peer(ip, peer.port)
+    M.begin(peer)
+    local ok, reason = balancer.set_current_peer(M.address(peer), peer.port)
     if not ok then ngx.log(ngx.ERR, "peer ", peer.name, " refused: ", reason) end
 end
 

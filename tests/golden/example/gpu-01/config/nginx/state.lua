@@ -1,6 +1,8 @@
 -- Which peers may get traffic, as the controller last said it. The whole state is replaced by
 --   PUT /state  {"epoch": "<controller's start, µs>", "version": n,
---                "pools": {"api": [{"name", "ip", "port"}], "webui": [{"name", "ip", "port", "weight"}]}}
+--                "pools": {"api": [{"name", "ip", "port"}], "webui": [{"name", "ip", "port", "weight", "busy"}]}}
+-- weight 0: draining, what runs there goes on and nothing new begins. A peer that is not listed loses its WebSockets.
+-- busy (may be missing): how much the node itself says it has to do.
 -- 200 accepted, 400 malformed, 409 older than what is known; a refused state changes nothing. GET /state shows it.
 -- The shared dict outlives a reload, not a restart: the controller pushes again every 2 s.
 local cjson = require "cjson.safe"
@@ -10,10 +12,10 @@ local POOLS = { "api", "webui" }
 local EMPTY = { pools = { api = {}, webui = {} } }
 -- An older epoch is believed once the newer one has been silent for this long (its clock was ahead).
 local SILENCE_SECONDS = 6
-local MAX_WEIGHT = 1000
+local MAX_WEIGHT, MAX_BUSY = 1000, 1e6
 
 local M = {}
-local known, known_stamp = EMPTY, nil
+local known, known_by_name, known_stamp = EMPTY, {}, nil
 
 local function is_integer(value, low, high)
     return type(value) == "number" and value % 1 == 0 and value >= low and value <= high
@@ -42,6 +44,7 @@ local function check_peer(pool, peer, names)
     if pool == "webui" and not (type(weight) == "number" and weight >= 0 and weight <= MAX_WEIGHT) then
         return "has no weight"
     end
+    if peer.busy ~= nil and not is_integer(peer.busy, 0, MAX_BUSY) then return "has a busy that is no number of jobs" end
 end
 
 local function check(state)
@@ -84,9 +87,19 @@ function M.get()
     local stamp = dict:get("stamp")
     if stamp ~= known_stamp then
         known = cjson.decode(dict:get("body") or "") or EMPTY
-        known_stamp = stamp
+        known_stamp, known_by_name = stamp, {}
+        for _, pool in ipairs(POOLS) do
+            known_by_name[pool] = {}
+            for _, peer in ipairs(known.pools[pool]) do known_by_name[pool][peer.name] = peer end
+        end
     end
     return known
+end
+
+-- The peer of this name as it is known now, or nil.
+function M.find(pool, name)
+    M.get()
+    return (known_by_name[pool] or {})[name]
 end
 
 local function answer(status, body)
