@@ -111,7 +111,7 @@ def _config_files(host: HostPlan, sources: Sources) -> Iterator[tuple[str, bytes
     """Every file that a daemon of this host mounts; `.j2` is rendered, anything else copied as it is."""
     folders: dict[str, dict[str, object]] = {}
     if host.gateway:
-        folders["nginx"] = {"gateway": host.gateway}
+        folders["nginx"] = {"gateway": host.gateway, "node_name": host.name}
     if host.vip:
         folders["keepalived"] = {"vip": host.vip}
     if host.queue:

@@ -13,9 +13,12 @@ local EMPTY = { pools = { api = {}, webui = {} } }
 -- An older epoch is believed once the newer one has been silent for this long (its clock was ahead).
 local SILENCE_SECONDS = 6
 local MAX_WEIGHT, MAX_BUSY = 1000, 1e6
+-- While there is nobody to take a request it waits: a part that restarts, or fails over, is back by then.
+local PATIENCE_SECONDS, LOOK_SECONDS, MOST_WAITING = 3, 0.05, 500
 
 local M = {}
-local known, known_by_name, known_stamp = EMPTY, {}, nil
+local known, known_by_name, known_by_address, known_stamp = EMPTY, {}, {}, nil
+local waiting = 0 -- requests of this worker
 
 local function is_integer(value, low, high)
     return type(value) == "number" and value % 1 == 0 and value >= low and value <= high
@@ -82,18 +85,43 @@ local function is_older(state, body)
     end
 end
 
--- The current state; decoded once per worker and push.
+-- The current state and its stamp; decoded once per worker and change.
 function M.get()
     local stamp = dict:get("stamp")
     if stamp ~= known_stamp then
         known = cjson.decode(dict:get("body") or "") or EMPTY
-        known_stamp, known_by_name = stamp, {}
+        known_stamp, known_by_name, known_by_address = stamp, {}, {}
         for _, pool in ipairs(POOLS) do
-            known_by_name[pool] = {}
-            for _, peer in ipairs(known.pools[pool]) do known_by_name[pool][peer.name] = peer end
+            local by_name, by_address = {}, {}
+            for _, peer in ipairs(known.pools[pool]) do
+                peer.host = peer.ip:find(":", 1, true) and "[" .. peer.ip .. "]" or peer.ip -- as it stands before a port
+                by_name[peer.name], by_address[peer.host .. ":" .. peer.port] = peer, peer
+            end
+            known_by_name[pool], known_by_address[pool] = by_name, by_address
         end
     end
-    return known
+    return known, stamp
+end
+
+-- The peers of `pool` that `choose` takes, and the state's stamp; waits a while for the first one.
+function M.choose(pool, choose)
+    local deadline
+    while true do
+        local now, stamp = M.get()
+        local found = choose(now.pools[pool], stamp)
+        if #found > 0 then return found end
+        deadline = deadline or ngx.now() + PATIENCE_SECONDS
+        if ngx.now() >= deadline or waiting >= MOST_WAITING then return found end
+        waiting = waiting + 1
+        ngx.sleep(LOOK_SECONDS)
+        waiting = waiting - 1
+    end
+end
+
+-- The name of the peer at "ip:port", or nil.
+function M.name_at(pool, address)
+    local peer = (known_by_address[pool] or {})[address]
+    return peer and peer.name
 end
 
 -- The peer of this name as it is known now, or nil.

@@ -68,7 +68,7 @@ def serve(name: str, port: int) -> None:
 
     async def authorize(request: Request) -> Response:
         seen["authorize"] += 1
-        allowed = (presented_key(request.headers) or "").startswith(USER) or request.cookies.get("session") == "ok"
+        allowed = (presented_key(request.headers) or "").startswith(USER)
         return Response(status_code=200 if allowed else 401, headers={"WWW-Authenticate": "Bearer"})
 
     async def events(request: Request) -> Response:
@@ -197,6 +197,7 @@ class Setup:
     def start_controller(self, **environment: str) -> None:
         bridge = docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").stdout.strip()
         peers = [{"name": name, "address": f"{bridge}:{peer.port}"} for name, peer in self.upstreams.items()]
+        (self.folder / "redis_password").write_text("nobody asks for it")
         with (self.folder / "controller.log").open("ab") as log:
             self.controller = subprocess.Popen(
                 [sys.executable, "-c", "from appliance.controller.main import run; run()"],
@@ -206,6 +207,8 @@ class Setup:
                     "TMPDIR": str(self.folder),
                     "APPLIANCE_NODE_NAME": "gpu-01",
                     "APPLIANCE_GATEWAY_SOCKET": str(self.socket),
+                    "APPLIANCE_SECRETS_DIR": str(self.folder),
+                    "APPLIANCE_REDIS_ADDRESS": "127.0.0.1:1",  # nobody there: traffic does not depend on it
                     "APPLIANCE_CONTROLLER_TARGETS": json.dumps({"api": peers, "webui": peers}),
                     **environment,
                 },
@@ -465,8 +468,10 @@ def test_a_node_needs_a_key_and_sees_only_the_cluster_token(setup: Setup) -> Non
     refused = httpx.get(page)
     assert refused.status_code == 401
     assert refused.json()["type"] == "unauthorized"
-    assert refused.headers["www-authenticate"] == "Bearer"
-    for headers in (KEY, {"Cookie": "session=ok", "X-Api-Key": "mine"}):
+    assert refused.headers["www-authenticate"].startswith("Basic "), "a browser asks its user"
+    wrong = httpx.get(page, headers={"X-Api-Key": "wrong"})
+    assert (wrong.status_code, wrong.headers["www-authenticate"]) == (401, "Bearer"), "as the api said"
+    for headers in (KEY, {"Cookie": "session=ok", "X-Api-Key": f"{USER}mine"}):
         answer = httpx.get(page, headers=headers)
         assert answer.status_code == 200
         seen = answer.json()["headers"]
@@ -484,7 +489,8 @@ def test_an_api_that_fails_to_authorize_is_503(setup: Setup) -> None:
     nobody = [{"name": "a", "ip": "127.0.0.1", "port": 9}]
     pools = {"api": nobody, "webui": state["pools"]["webui"]}
     assert setup.state({**state, "version": state["version"] + 1, "pools": pools}).status_code == 200
-    answer = httpx.get(setup.base + "/webui/page", headers=KEY)
+    stranger = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
+    answer = httpx.get(setup.base + "/webui/page", headers=stranger)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
@@ -608,8 +614,8 @@ def test_the_healthcheck_and_a_graceful_stop(setup: Setup) -> None:
     assert setup.stop_controller() == 0
     assert time.monotonic() - begin < 3
     log = [json.loads(line) for line in (setup.folder / "controller.log").read_text().splitlines()]
-    assert {"peer_up", "peer_down", "state_changed"} <= {line.get("event") for line in log}
-    assert all(line["reason"] for line in log if line.get("event") == "peer_down")
+    assert {"node_up", "node_down"} <= {line.get("event") for line in log}
+    assert all(line["reason"] for line in log if line.get("event") == "node_down")
     begin = time.monotonic()
     docker("stop", setup.container)
     seconds = time.monotonic() - begin

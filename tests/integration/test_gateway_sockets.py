@@ -390,7 +390,12 @@ def test_an_opening_goes_to_the_next_node_when_one_refuses_or_freezes(stage: Sta
                 assert head_of(one).startswith(b"HTTP/1.1 101 ")
 
 
-def test_no_node_at_all_is_said_at_once(stage: Stage) -> None:
+def test_while_there_is_no_node_it_waits_for_one_but_not_for_ever(stage: Stage) -> None:
+    stage.push()
+    waiting = stage.raw()
+    time.sleep(0.5)
+    stage.push(stage.peer(NODES[0]))
+    assert head_of(waiting).startswith(b"HTTP/1.1 101 ")
     stage.push()
     received = head_of(stage.raw())
     assert received.startswith(b"HTTP/1.1 503 "), received

@@ -101,6 +101,7 @@ class Node:
             "fingerprint": None,
             "progress_age_seconds": process.progress_age(),
             "busy": process.current.order.owner if process.current else None,
+            "load": (process.current is not None) + len(self._local.waiting),
             "capabilities": None,
             "gpu": process.gpu,
         }

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from appliance.api import cluster, events, jobs, results
+from appliance.api import alerts, cluster, events, jobs, nodes, results
 from appliance.api.auth import TASK_PATHS, Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
 from appliance.api.openapi import install_openapi
@@ -19,6 +19,8 @@ from appliance.api.ticker import Ticker
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.queue import Queue
 from appliance.settings import ApiSettings
+
+PARTS = (jobs, events, results, cluster, nodes, alerts)
 
 
 def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
@@ -33,13 +35,13 @@ def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
         lifespan=_lifespan(services),
     )
     app.state.services = services
-    for part in (jobs, events, results, cluster):
+    for part in PARTS:
         app.include_router(part.router)
     sdapi = SdapiRoutes(services)
     app.mount(PREFIX, sdapi.app())
     tasks = sdapi.tasks()
     app.router.routes.extend(Route(path, tasks) for path in TASK_PATHS)
-    app.state.routes = [route for part in (jobs, events, results, cluster) for route in part.router.routes]
+    app.state.routes = [route for part in PARTS for route in part.router.routes]
     install_handlers(app)
     install_openapi(app)
     # The last one added runs first: who is asking comes before how much they send.

@@ -22,6 +22,7 @@ RETRY_SECONDS = "2"
 SLUGS = {
     400: "bad-request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
     413: "body-too-large",

@@ -32,6 +32,10 @@ class Known:
     orders: Mapping[str, Order] = field(default_factory=dict)
     usual: str = ""
     """The fingerprint in use so far."""
+    failing: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that fail their visitors although their own answers are good, and how that was seen."""
+    on_trial: frozenset[str] = frozenset()
+    """Nodes that were failing lately."""
 
 
 NOTHING_KNOWN = Known()
@@ -47,7 +51,8 @@ def judge(
     all_nodes = list(nodes)
     others = [as_it_answers(node) for node in all_nodes if node.target.pool != "webui"]
     webuis = [_told(as_it_answers(node), known, rules) for node in all_nodes if node.target.pool == "webui"]
-    standings = [*others, *_with_shares(_held(webuis, known, before or {}), known)]
+    held = _held(webuis, known, before or {})
+    standings = [*others, *_with_shares([_tried(one, known, rules) for one in held], known)]
     return {one.key: _since(one, now, (before or {}).get(one.key)) for one in standings}
 
 
@@ -141,11 +146,21 @@ def _demote(standing: Standing, usual: str, known: Known) -> Standing:
         return standing
     if order and order.kind is OrderKind.DRAIN:
         return replace(standing, state=State.DRAINING, reason=order.describe(), share=0.0)
+    failing = known.failing.get(standing.node.target.name)
+    if failing:
+        # Only guessed from outside: what it has going on may well be fine.
+        return replace(standing, state=State.DRAINING, reason=failing, share=0.0)
     own = standing.node.fingerprint
     if own and usual and own != usual and not (order and order.kind is OrderKind.CANARY):
         differs = f"fingerprint differs: {own[:12]} where most have {usual[:12]}"
         return replace(standing, state=State.WARMING, reason=differs, share=0.0)
     return standing
+
+
+def _tried(standing: Standing, known: Known, rules: Rules) -> Standing:
+    if standing.state is not State.UP or standing.node.target.name not in known.on_trial:
+        return standing
+    return replace(standing, share=standing.share * rules.trial_share, reason=f"{standing.reason}; on trial")
 
 
 def _with_shares(webuis: list[Standing], known: Known) -> list[Standing]:

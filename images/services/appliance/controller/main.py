@@ -7,12 +7,17 @@ import logging
 import os
 import time
 
+from appliance.controller.chronicle import Chronicle
+from appliance.controller.facts import Facts
+from appliance.controller.gateway import Gateway
 from appliance.controller.policy import Rules, Target
 from appliance.controller.probe import Pace, Prober
-from appliance.controller.reconcile import Gateway, Reconciler
+from appliance.controller.reconcile import Reconciler
 from appliance.controller.settings import ControllerSettings, read_controller_settings
 from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
 from appliance.logs import configure_logging
+from appliance.queue.nodes import NodeBook
+from appliance.redis_link import RedisLink
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +32,26 @@ async def control(settings: ControllerSettings) -> None:
     """Works until a signal asks to stop. A task that fails ends the process: Docker starts it afresh, and the gateway
     keeps the last state meanwhile."""
     stop = asyncio.Event()
-    reconciler = Reconciler(settings.targets, Rules(), Gateway(settings.gateway_socket))
+    name = settings.common.node_name
+    link = RedisLink(settings.redis)
+    book = NodeBook(link, settings.redis.replicas)
+    facts, chronicle = Facts(book), Chronicle(book, name)
+    gateway = Gateway(settings.gateway_socket)
+    reconciler = Reconciler(settings.targets, Rules(), gateway, facts, name=name, on_change=chronicle.tell)
     log.info("watching %d targets", len(settings.targets))
     with stop_on_signals(stop):
         stopping = start_task("stop", stop.wait())
-        tasks = [start_task("reconcile", reconciler.run())]
+        tasks = [
+            start_task("reconcile", reconciler.run()),
+            start_task("facts", facts.run()),
+            start_task("chronicle", chronicle.run(reconciler.view)),
+        ]
         for position, target in enumerate(settings.targets):
             delay = settings.pace.interval_seconds * position / len(settings.targets)
             tasks.append(start_task(f"watch-{target.name}", watch(target, settings.pace, reconciler, delay)))
         done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         await cancel_tasks(stopping, *tasks)
+        await link.close()
     for task in done - {stopping}:
         task.result()
     log.info("stopped")

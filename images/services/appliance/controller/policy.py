@@ -56,6 +56,11 @@ class Rules:
     streak_seconds: float = 300.0
     trial_seconds: float = 60.0
     """After this long a worker that failed a whole streak may try again."""
+    failures_in_a_row: int = 5
+    """Of visitors' requests, after which a node is out for `first_out_seconds`, doubled each time."""
+    first_out_seconds: float = 5.0
+    trial_failures: int = 2
+    trial_share: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ import json
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.controller.exchange import Answer, ExchangeError, exchange
 from appliance.controller.policy import Observation, Target
 
 _PATHS = {"api": "/readyz", "webui": "/internal/ping"}
+_LONGEST_TEXT = 100
+_MOST_LOAD = 1_000_000
+"""As much as the gateway believes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Prober:
             return self._observed(address, str(error) or "no answer in time")
         except (OSError, ExchangeError) as error:
             return self._observed(address, f"{type(error).__name__}: {error}")
-        return self._observed(address, _fault(self._target.pool, answer))
+        return read_answer(self._target.pool, answer, self._observed(address, None))
 
     def _observed(self, address: str | None, failure: str | None, refused: bool = False) -> Observation:
         return Observation(time.monotonic(), address, failure, refused)
@@ -125,14 +128,27 @@ def look_up(host: str, port: int) -> asyncio.Future[list[str]]:
     return future
 
 
-def _fault(pool: str, answer: Answer) -> str | None:
-    """What is wrong with this answer, or None."""
-    if answer.status != 200:
-        return f"{_PATHS[pool]} answered {answer.status}"
+def read_answer(pool: str, answer: Answer, seen: Observation) -> Observation:
+    """`seen` with what this answer says. A page must say that it is ok: A1111's own ping, `{}`, comes from one that may
+    not have loaded anything."""
+    bad_status = None if answer.status == 200 else f"{_PATHS[pool]} answered {answer.status}"
     if pool != "webui":
-        return None
+        return replace(seen, failure=bad_status)
     try:
-        status = json.loads(answer.body)["status"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return f"{_PATHS[pool]} answered no status"
-    return None if status == "ok" else f"{_PATHS[pool]} answered status {status!r}"
+        facts = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        facts = None
+    status = facts.get("status") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or not isinstance(status, str):
+        return replace(seen, failure=bad_status or f"{_PATHS[pool]} answered no status")
+    failure = bad_status if status == "ok" else f"{_PATHS[pool]} answered status {status[:_LONGEST_TEXT]!r}"
+    fingerprint, load = facts.get("fingerprint"), facts.get("load")
+    if not isinstance(load, int):  # an older page, or a foreign one
+        load = 0 if facts.get("busy") is None else 1
+    return replace(
+        seen,
+        failure=failure,
+        said=status[:_LONGEST_TEXT],
+        fingerprint=fingerprint[:_LONGEST_TEXT] if isinstance(fingerprint, str) else "",
+        busy=min(max(load, 0), _MOST_LOAD),
+    )

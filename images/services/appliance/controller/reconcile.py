@@ -5,58 +5,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
-from appliance.controller.exchange import Answer, ExchangeError, exchange
-from appliance.controller.policy import Node, Observation, Peer, Peers, Rules, Target, Verdict, decide, observe
-from appliance.lifecycle import touch_heartbeat
+from appliance.controller import outliers
+from appliance.controller.facts import Facts
+from appliance.controller.gateway import Gateway, PushError, encode, tallies
+from appliance.controller.judgement import Known, Standings, due_quarantines, judge, usual_fingerprint
+from appliance.controller.policy import Node, Observation, Peers, Rules, Standing, State, Target, decide, observe
+from appliance.lifecycle import start_task, touch_heartbeat
 from appliance.logs import OnceUntilChanged, fields
 
 log = logging.getLogger(__name__)
 PUSH_SECONDS = 2.0
 TICK_SECONDS = 0.25
-_PUSH_TIMEOUT_SECONDS = 1.0
-
-
-class PushError(Exception):
-    """The gateway did not take the state."""
-
-
-class Gateway:
-    """The door of one nginx: PUT /state on its unix socket."""
-
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
-
-    async def push(self, state: bytes) -> None:
-        try:
-            answer = await asyncio.wait_for(self._put(state), _PUSH_TIMEOUT_SECONDS)
-        except asyncio.TimeoutError:
-            raise PushError(f"no answer within {_PUSH_TIMEOUT_SECONDS:g} s") from None
-        except (OSError, ExchangeError) as error:
-            raise PushError(f"{type(error).__name__} {error}") from error
-        if answer.status != 200:
-            raise PushError(f"refused with {answer.status} {answer.body[:200].decode(errors='replace')}")
-
-    async def _put(self, state: bytes) -> Answer:
-        reader, writer = await asyncio.open_unix_connection(self._socket)
-        try:
-            return await exchange(reader, writer, "PUT /state", "state", state)
-        finally:
-            writer.transport.abort()
 
 
 class Reconciler:
-    """Keeps the nodes' records and the gateway's state in step."""
+    """Keeps the nodes' records and the gateway's state in step. `on_change` hears of each node that stands differently;
+    it must not wait."""
 
-    def __init__(self, targets: Iterable[Target], rules: Rules, gateway: Gateway) -> None:
+    def __init__(
+        self,
+        targets: Iterable[Target],
+        rules: Rules,
+        gateway: Gateway,
+        facts: Facts,
+        *,
+        name: str,
+        on_change: Callable[[Standing], None],
+    ) -> None:
         self._nodes = {(target.pool, target.name): Node(target) for target in targets}
         self._rules = rules
         self._gateway = gateway
+        self._facts = facts
+        self._name = name
+        self._usual = ""
+        self._standings: Standings = {}
+        self._outliers: outliers.Records = {}
+        self._counts: Mapping[str, Any] = {}
+        self._changes: Counter[str] = Counter()
+        self._on_change = on_change
+        self._quarantining: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._epoch = str(time.time_ns() // 1000)
         self._version = 0
@@ -68,8 +62,6 @@ class Reconciler:
         key = target.pool, target.name
         before, after = self._nodes[key], observe(self._nodes[key], seen, self._rules)
         self._nodes[key] = after
-        if after.verdict is not before.verdict:
-            _log_change(after, seen.at)
         if after.verdict is not before.verdict or after.address != before.address:
             self._changed.set()
 
@@ -82,16 +74,42 @@ class Reconciler:
                 await asyncio.wait_for(self._changed.wait(), TICK_SECONDS)
 
     async def _step(self) -> None:
-        peers = decide(self._nodes.values(), time.monotonic(), self._rules)
+        await self._read_counts()
+        now = time.monotonic()
+        known = self._known(now)
+        standings = judge(self._nodes.values(), known, now, self._rules, self._standings)
+        self._announce(standings, now)
+        self._standings = standings
+        self._quarantine(known)
+        peers = decide(self._nodes.values(), now, self._rules, standings)
         if peers is None:
             return
         if peers != self._peers:
             self._version += 1
             self._peers = peers
             self._pushed_at = float("-inf")
-            log.info("state %d: %s", self._version, _summary(peers), extra=fields(event="state_changed"))
-        if time.monotonic() - self._pushed_at < PUSH_SECONDS:
-            return
+            log.debug("state %d: %s", self._version, _summary(peers), extra=fields(event="state_changed"))
+        if now - self._pushed_at >= PUSH_SECONDS:
+            await self._push(peers)
+
+    def _known(self, now: float) -> Known:
+        known = replace(self._facts.known, usual=self._usual)
+        self._usual = usual_fingerprint(self._nodes.values(), known)
+        records = self._outliers.items()
+        failing = {name: outliers.describe(one, self._rules) for name, one in records if one.is_out(now)}
+        on_trial = frozenset(name for name, one in records if one.is_on_trial(now))
+        return replace(known, failing=failing, on_trial=on_trial)
+
+    async def _read_counts(self) -> None:
+        try:
+            self._counts = await self._gateway.counts()
+        except PushError:
+            return  # the push tells
+        seen = tallies(self._counts, "webui")
+        here = {name: tally for name, tally in seen.items() if ("webui", name) in self._nodes}
+        self._outliers = outliers.look(self._outliers, here, time.monotonic(), self._rules)
+
+    async def _push(self, peers: Peers) -> None:
         try:
             await self._gateway.push(encode(self._epoch, self._version, peers))
         except PushError as error:
@@ -100,33 +118,64 @@ class Reconciler:
             self._pushed_at = time.monotonic()
             self._trouble.fine("the gateway takes the state again", event="push_works")
 
+    def _quarantine(self, known: Known) -> None:
+        """Beside the loop: Redis may take its time."""
+        if self._quarantining is not None and not self._quarantining.done():
+            return
+        due = due_quarantines(self._standings.values(), known, self._rules, self._facts.server_now)
+        if due:
+            order = self._facts.quarantine(due, f"the controller of {self._name}", self._rules.trial_seconds)
+            self._quarantining = start_task("quarantine", order)
 
-def encode(epoch: str, version: int, peers: Peers) -> bytes:
-    """The gateway's state document; equal input gives equal bytes, which the gateway relies on."""
-    pools = {pool: [_document(peer, pool) for peer in members] for pool, members in peers.items()}
-    return json.dumps({"epoch": epoch, "version": version, "pools": pools}, sort_keys=True).encode()
+    def _announce(self, standings: Standings, now: float) -> None:
+        for key, standing in standings.items():
+            earlier = self._standings.get(key)
+            if (earlier.state if earlier else State.UNKNOWN) is standing.state:
+                continue
+            self._changes[f"{key[0]} {key[1]} {standing.state.value}"] += 1
+            _log_change(standing, now)
+            self._on_change(standing)
+
+    def view(self) -> dict[str, Any]:
+        """For the cluster: where each node stands and why, and what became of its requests."""
+        now = time.monotonic()
+        nodes = {f"{pool} {name}": _view(one, now) for (pool, name), one in self._standings.items()}
+        counts = {key: numbers for key, numbers in self._counts.items() if key in nodes}
+        return {
+            "at": round(time.time(), 3),
+            "epoch": self._epoch,
+            "version": self._version,
+            "nodes": nodes,
+            "changes": dict(self._changes),
+            "counts": counts,
+        }
 
 
-def _document(peer: Peer, pool: str) -> dict[str, object]:
-    document: dict[str, object] = {"name": peer.name, "ip": peer.ip, "port": peer.port}
-    return {**document, "weight": peer.weight} if pool == "webui" else document
+def _view(standing: Standing, now: float) -> dict[str, Any]:
+    return {
+        "state": standing.state.value,
+        "reason": standing.reason,
+        "since_seconds": round(max(0.0, now - standing.since), 1),
+        "share": standing.share,
+        "fingerprint": standing.node.fingerprint,
+        "busy": standing.node.busy,
+    }
 
 
 def _summary(peers: Peers) -> str:
     return "; ".join(f"{pool} [{', '.join(peer.name for peer in members)}]" for pool, members in peers.items())
 
 
-def _log_change(node: Node, at: float) -> None:
-    target = node.target
-    up = node.verdict is Verdict.UP
-    held = node.held_until - at
+def _log_change(standing: Standing, now: float) -> None:
+    target, up = standing.node.target, standing.state is State.UP
+    held = standing.node.held_until - now
     log.log(
         logging.INFO if up else logging.WARNING,
         "%s %s is %s: %s%s",
-        target.pool, target.name, node.verdict.value, node.reason,
-        f"; held down for {held:.0f} s, it fell {len(node.falls)} times" if not up and held > 0 else "",
+        target.pool, target.name, standing.state.value, standing.reason,
+        f"; held down for {held:.0f} s, it fell {len(standing.node.falls)} times" if not up and held > 0 else "",
         extra=fields(
-            event=f"peer_{node.verdict.value}", reason=node.reason, pool=target.pool, peer=target.name,
-            address=f"{node.address or target.host}:{target.port}",
+            event=f"node_{standing.state.value.lower()}", reason=standing.reason, pool=target.pool, peer=target.name,
+            address=f"{standing.node.address or target.host}:{target.port}",
         ),
     )  # fmt: skip

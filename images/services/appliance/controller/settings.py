@@ -11,7 +11,7 @@ from typing import Any
 
 from appliance.controller.policy import POOLS, Target
 from appliance.controller.probe import Pace
-from appliance.settings import Common, Reader, read_common
+from appliance.settings import Common, Reader, RedisSettings, read_common, read_redis
 
 _TARGETS = "APPLIANCE_CONTROLLER_TARGETS"
 # What the gateway accepts as a peer's name.
@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 @dataclass(frozen=True)
 class ControllerSettings:
     common: Common
+    redis: RedisSettings
     targets: tuple[Target, ...]
     gateway_socket: Path
     pace: Pace
@@ -29,8 +30,10 @@ class ControllerSettings:
 def read_controller_settings(environment: Mapping[str, str]) -> ControllerSettings:
     """Raises `SettingsError` with every problem at once."""
     reader = Reader(environment)
+    common = read_common(reader, "controller")
     settings = ControllerSettings(
-        common=read_common(reader, "controller"),
+        common=common,
+        redis=read_redis(reader, common),
         targets=tuple(_targets(reader)),
         gateway_socket=Path(reader.text("APPLIANCE_GATEWAY_SOCKET", "/run/gateway/state.sock")),
         pace=Pace(

@@ -289,6 +289,9 @@ class WorkerRecord:
     """When its last attempts in a row failed by its engine's fault, oldest first; `failure`: the last one's reason."""
     failure: str = ""
     done_at: float = 0.0
+    done: int = 0
+    failed: int = 0
+    """Attempts, since this Redis knows the worker."""
 
     @classmethod
     def parse(cls, name: str, row: Mapping[str, str], now: float) -> WorkerRecord:
@@ -308,6 +311,8 @@ class WorkerRecord:
             failed_at=tuple(int(moment) / 1000 for moment in row.get("fails", "").split()),
             failure=row.get("fail_reason", ""),
             done_at=int(row.get("done_at", 0)) / 1000,
+            done=int(row.get("done", 0)),
+            failed=int(row.get("failed", 0)),
         )
 
 

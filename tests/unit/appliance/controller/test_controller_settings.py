@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from appliance.controller.policy import Target
@@ -11,12 +14,21 @@ TARGETS = (
 )
 
 
-def read(targets: str, **more: str) -> tuple[Target, ...]:
-    environment = {"APPLIANCE_NODE_NAME": "gpu-01", "APPLIANCE_CONTROLLER_TARGETS": targets, **more}
-    return read_controller_settings(environment).targets
+Read = Callable[..., tuple[Target, ...]]
 
 
-def test_targets_of_both_pools_are_read() -> None:
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    (tmp_path / "redis_password").write_text("secret")
+    fixed = {"APPLIANCE_NODE_NAME": "gpu-01", "APPLIANCE_SECRETS_DIR": str(tmp_path)}
+
+    def read_targets(targets: str, **more: str) -> tuple[Target, ...]:
+        return read_controller_settings({**fixed, "APPLIANCE_CONTROLLER_TARGETS": targets, **more}).targets
+
+    return read_targets
+
+
+def test_targets_of_both_pools_are_read(read: Read) -> None:
     assert read(TARGETS) == (Target("api", "gpu-01", "::1", 8000), Target("webui", "gpu-01/0", "webui-0", 7860))
 
 
@@ -34,13 +46,13 @@ def test_targets_of_both_pools_are_read() -> None:
         ('{"webui": [{"name": "a", "address": "h:1"}, {"name": "a", "address": "h:2"}]}', "twice"),
     ],
 )
-def test_a_wrong_target_is_named(targets: str, complaint: str) -> None:
+def test_a_wrong_target_is_named(read: Read, targets: str, complaint: str) -> None:
     with pytest.raises(SettingsError) as caught:
         read(targets)
     assert complaint in str(caught.value)
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_told_at_once(read: Read) -> None:
     with pytest.raises(SettingsError) as caught:
         read('{"api": [3]}', APPLIANCE_PROBE_TIMEOUT_SECONDS="soon")
     assert len(caught.value.problems) == 2

@@ -139,12 +139,15 @@ local function verdict(id, job, kind)
   return false, kind == 'refused' and refusal_delay_ms(id) or 0
 end
 
--- When a worker's last attempts in a row failed by its engine's fault; its next success clears it.
+-- How many attempts failed with a worker, and when its last ones in a row did by its engine's fault; its next success
+-- clears that.
 local ENGINE_FAULTS = {CUDA_ERROR = true, GPU_LOST = true, MODEL_LOAD_FAIL = true, UNKNOWN = true}
 local FAULTS_LIMIT = 3
 
-local function note_fault(worker, kind, reason)
-  if not ENGINE_FAULTS[reason] or (kind ~= 'error' and kind ~= 'crash') then return end
+local function note_failure(worker, kind, reason)
+  if kind ~= 'error' and kind ~= 'crash' and kind ~= 'oom' then return end
+  redis.call('HINCRBY', K.w .. worker, 'failed', 1)
+  if kind == 'oom' or not ENGINE_FAULTS[reason] then return end
   local moments = {}
   for moment in string.gmatch(redis.call('HGET', K.w .. worker, 'fails') or '', '%d+') do
     moments[#moments + 1] = moment
@@ -169,7 +172,7 @@ local function end_attempt(id, kind, reason, message)
     if over then state = finish(id, job, 'dead', reason, message)
     else state = requeue(id, job, delay_ms, reason, message) end
   end
-  if state ~= 'cancelled' then note_fault(job.owner, kind, reason) end
+  if state ~= 'cancelled' then note_failure(job.owner, kind, reason) end
   if kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled' then
     announce('failure', id, job.owner, reason, job.fence)
   end

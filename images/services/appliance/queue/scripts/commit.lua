@@ -30,6 +30,7 @@ if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fence
 leave_running(A.id, job.entry, job.owner)
 if not A.adopted then
   redis.call('HSET', K.w .. job.owner, 'done_at', now, 'fails', '')
+  redis.call('HINCRBY', K.w .. job.owner, 'done', 1)
   average(math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0), job.res)
 end
 local more = {'result', ARGV[2], 'history', history_with(job, 'done')}

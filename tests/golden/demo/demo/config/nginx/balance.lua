@@ -7,24 +7,35 @@ local state = require "state"
 local COOKIE = "appliance_client"
 local COOKIE_SECONDS = 30 * 86400
 local MAX_PEERS = 3 -- per request: the first and two retries
+local MOST_RANKINGS = 10000
 
 local M = {}
 local turn = math.random(0, 1023) -- workers start at different places
+local turns, turns_stamp = {}, nil
+local rankings, rankings_stamp, rankings_count = {}, nil, 0
 
 -- Keep `peers` for this request, or answer 503 when there is none.
-local function offer(peers)
+local function offer(pool, peers)
     if #peers == 0 then return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE) end
-    ngx.ctx.peers, ngx.ctx.tried = peers, 0
+    local ctx = ngx.ctx
+    ctx.pool, ctx.peers, ctx.tried = pool, peers, 0
 end
 
 -- Any api replica serves any request: take turns.
-function M.choose_api()
-    local all, peers = state.get().pools.api, {}
-    turn = turn + 1
-    for i = 1, math.min(#all, MAX_PEERS) do
-        peers[i] = all[(turn + i) % #all + 1]
+local function next_apis(all, stamp)
+    if stamp ~= turns_stamp then
+        turns, turns_stamp = {}, stamp
+        for first = 1, #all do
+            turns[first] = {}
+            for i = 1, math.min(#all, MAX_PEERS) do turns[first][i] = all[(first + i) % #all + 1] end
+        end
     end
-    return offer(peers)
+    turn = turn + 1
+    return turns[turn % #turns + 1] or turns
+end
+
+function M.choose_api()
+    return offer("api", state.choose("api", next_apis))
 end
 
 -- The client's own random name, kept in a cookie so that it comes back to the same node, and with balance "least_busy"
@@ -56,10 +67,10 @@ local function mark_of(peer)
     return ngx.md5(peer.name):sub(1, 8)
 end
 
--- The nodes that take new requests as {peer, score, load, is_home}, best for this client first.
-local function rank_all(client, by_load, home)
-    local ranked = {}
-    for _, peer in ipairs(state.get().pools.webui) do
+-- The nodes that take new requests, best for this client first. `home`: the mark of the node that it stays with.
+local function rank_all(all, client, by_load, home)
+    local ranked, peers = {}, {}
+    for _, peer in ipairs(all) do
         if peer.weight > 0 then
             ranked[#ranked + 1] = {
                 peer = peer, score = rank(peer, client), load = by_load and load_of(peer) or 0,
@@ -72,30 +83,44 @@ local function rank_all(client, by_load, home)
         if one.load ~= other.load then return one.load < other.load end
         return one.score > other.score
     end)
-    return ranked
+    for i = 1, math.min(#ranked, MAX_PEERS) do peers[i] = ranked[i].peer end
+    return peers
+end
+
+-- Without a load the answer is the same as long as the state is: the clients that were here last are remembered.
+local function rank_by_name(all, stamp, client)
+    if stamp ~= rankings_stamp or rankings_count >= MOST_RANKINGS then
+        rankings, rankings_stamp, rankings_count = {}, stamp, 0
+    end
+    local found = rankings[client]
+    if not found then
+        found = rank_all(all, client)
+        rankings[client], rankings_count = found, rankings_count + 1
+    end
+    return found
+end
+
+local function choose_least_busy(name, home, secure)
+    local peers = state.choose("webui", function(all) return rank_all(all, name, true, home) end)
+    ngx.ctx.is_counted = true
+    local mark = peers[1] and mark_of(peers[1])
+    if mark and mark ~= home then write_cookie(name .. "." .. mark, secure) end
+    return offer("webui", peers)
 end
 
 -- A node for this client. "cookie": by its cookie; "ip_hash": by its address; "least_busy": the one with the least to
 -- do, then always the same as long as that takes requests.
 function M.choose_webui(balance, secure)
+    if balance == "ip_hash" then
+        local client = ngx.var.remote_addr
+        return offer("webui", state.choose("webui", function(all, stamp) return rank_by_name(all, stamp, client) end))
+    end
     local name, home = read_cookie()
-    local by_load = balance == "least_busy"
     local is_new = not name
     name = name or ngx.var.request_id -- 16 random bytes in hex
-    if balance == "ip_hash" then name = ngx.var.remote_addr end
-    local ranked, peers = rank_all(name, by_load, by_load and home or nil), {}
-    for i = 1, math.min(#ranked, MAX_PEERS) do peers[i] = ranked[i].peer end
-    if by_load then
-        ngx.ctx.is_counted = true
-        if ranked[1] and not ranked[1].is_home then write_cookie(name .. "." .. mark_of(peers[1]), secure) end
-    elseif balance == "cookie" and is_new then
-        write_cookie(name, secure)
-    end
-    return offer(peers)
-end
-
-function M.address(peer)
-    return peer.ip:find(":", 1, true) and "[" .. peer.ip .. "]" or peer.ip
+    if balance == "least_busy" then return choose_least_busy(name, home, secure) end
+    if is_new then write_cookie(name, secure) end
+    return offer("webui", state.choose("webui", function(all, stamp) return rank_by_name(all, stamp, name) end))
 end
 
 -- `peer` is tried now.
@@ -111,7 +136,7 @@ function M.connect()
     local peer = peers[ctx.tried % #peers + 1]
     ctx.tried = ctx.tried + 1
     M.begin(peer)
-    local ok, reason = balancer.set_current_peer(M.address(peer), peer.port)
+    local ok, reason = balancer.set_current_peer(peer.host, peer.port)
     if not ok then ngx.log(ngx.ERR, "peer ", peer.name, " refused: ", reason) end
 end
 

@@ -1,6 +1,5 @@
 -- Error pages as application/problem+json (RFC 9457), for what nginx itself answers.
 local cjson = require "cjson.safe"
-local credentials = require "credentials"
 
 local PROBLEMS = {
     [400] = { "bad-request", "Bad request", "The request is not valid HTTP." },
@@ -26,7 +25,6 @@ local M = {}
 
 function M.send()
     local status = ngx.status
-    credentials.count_guess()
     local problem = PROBLEMS[status] or OTHER
     ngx.header["Retry-After"] = RETRY_AFTER[status]
     status = PUBLIC_STATUS[status] or status

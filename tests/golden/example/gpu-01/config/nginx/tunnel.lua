@@ -52,7 +52,7 @@ local function reach(pool, request)
     for _, peer in ipairs(ngx.ctx.peers) do
         local socket, ok, answer, rest = ngx.socket.tcp(), nil, nil, nil
         set_timeouts(socket, WATCH_SECONDS)
-        ok, why = socket:connect(balance.address(peer), peer.port)
+        ok, why = socket:connect(peer.host, peer.port)
         if ok then
             socket:setoption("tcp-nodelay", 1)
             balance.begin(peer)
@@ -148,7 +148,7 @@ function M.serve(pool, otherwise)
     end
     local node, status = reach(pool, request)
     if not node then return ngx.exit(status) end
-    ngx.var.socket_peer = balance.address(node.peer) .. ":" .. node.peer.port
+    ngx.var.socket_peer = node.peer.host .. ":" .. node.peer.port
     if not handshake.is_agreed(node.answer) then return refuse(node) end
     local client, why
     if handshake.agree(node.answer) then

@@ -1,26 +1,48 @@
 -- What a request brings to show who sends it, and how much it wants kept before anyone has looked at that.
+local authority = require "authority"
+
 local IN_MEMORY = 16384 -- client_body_buffer_size: a larger body goes to /tmp
 local BODILESS = { GET = true, HEAD = true, DELETE = true, OPTIONS = true }
 -- Answers that only a request with a valid key gets from the api; a 400 may come from before it looks.
 local OF_A_VALID_KEY = { [404] = true, [409] = true, [422] = true }
 local KNOWN_SECONDS = 60
+-- For so long a key that the api has found good is not asked for again. With the second in which the api notices a
+-- changed file, a revoked key counts no longer after two.
+local GOOD_SECONDS = 0.5
 local GUESSES, GUESS_SECONDS = 30, 60 -- wrong keys per address
+local LOOK_SECONDS = 0.1
+local MOST_REMEMBERED = 1000
 
 local dict = ngx.shared.credentials
 
 local M = {}
+
+-- The same headers come again and again; what is made of the last ones is kept, per worker.
+local keys, keys_count = {}, 0
+
+local function key_in(authorization)
+    local scheme, value = authorization:match("^([^ ]*) ?(.*)$")
+    if scheme == "" then return nil end
+    value = value:gsub("[^\33-\126]", "")
+    if scheme:lower() ~= "basic" then return value end
+    local decoded = ngx.decode_base64(value)
+    return decoded and decoded:match(":(.*)$") or value
+end
 
 -- The API key where the api looks for it (appliance/api/auth.py), whatever stands around it: another header, a user
 -- name, blanks. nil where there is none.
 local function presented_key()
     local key = ngx.var.http_x_api_key
     if key then return key:match("^[^,]*") end -- the first of several
-    local scheme, value = (ngx.var.http_authorization or ""):match("^([^ ]*) ?(.*)$")
-    if scheme == "" then return nil end
-    value = value:gsub("[^\33-\126]", "")
-    if scheme:lower() ~= "basic" then return value end
-    local decoded = ngx.decode_base64(value)
-    return decoded and decoded:match(":(.*)$") or value
+    local authorization = ngx.var.http_authorization
+    if not authorization then return nil end
+    key = keys[authorization]
+    if key == nil then
+        if keys_count >= MOST_REMEMBERED then keys, keys_count = {}, 0 end
+        key = key_in(authorization) or false
+        keys[authorization], keys_count = key, keys_count + 1
+    end
+    return key or nil
 end
 
 -- Whom the limits count: the key, else the address. Hashed: long junk must not fill the zones.
@@ -29,48 +51,91 @@ function M.client()
     return key and ngx.md5(key) or ngx.var.binary_remote_addr
 end
 
--- The api has taken this key within the last minute. It judges each request all the same.
-local function is_known()
-    local key = presented_key()
+-- The api has taken this key within the last minute.
+local function is_known(key)
     return key ~= nil and dict:get("known " .. ngx.md5(key)) ~= nil
 end
 
--- Whether the api may be the one to ask for the key: nobody waits for a body that a stranger sends byte by byte, and
--- a large one is not kept before its sender is known.
-function M.may_be_read()
-    local length = tonumber(ngx.var.http_content_length)
-    if length then return length == 0 or length <= IN_MEMORY and is_known() end
-    if ngx.var.http_transfer_encoding then return false end
-    -- HTTP/1 without either has no body; HTTP/2 may have one all the same (that of a GET is dropped, below).
-    return ngx.req.http_version() < 2 or BODILESS[ngx.var.request_method] == true
+local function is_good(key)
+    return key ~= nil and dict:get("good " .. ngx.md5(key)) ~= nil
 end
 
--- In an answer of the api: whether the key was good.
-function M.learn()
-    local key = presented_key()
-    if not key or not ngx.var.upstream_status then return end
-    if ngx.status < 300 or OF_A_VALID_KEY[ngx.status] then dict:set("known " .. ngx.md5(key), true, KNOWN_SECONDS) end
-end
-
--- In an answer that the client gets: whether it had a wrong one.
-function M.count_guess()
-    if ngx.status ~= 401 then return end
-    if presented_key() then dict:incr("guess " .. ngx.var.binary_remote_addr, 1, 0, GUESS_SECONDS) end
-end
-
--- Before anything else: an address that keeps trying keys is asked to wait. Users behind the same address go on.
-function M.turn_guesser_away()
-    local guesses = dict:get("guess " .. ngx.var.binary_remote_addr)
-    if guesses and guesses >= GUESSES and presented_key() and not is_known() then
-        return ngx.exit(429)
+-- Ends the request unless the api finds its key good.
+local function demand(key)
+    if is_good(key) then return end
+    local good, scheme = false, 'Basic realm="animatediff-ha"'
+    if key then good, scheme = authority.ask() end
+    if good then
+        local name = ngx.md5(key)
+        dict:set("good " .. name, true, GOOD_SECONDS)
+        dict:set("known " .. name, true, KNOWN_SECONDS)
+        return
     end
+    if good == nil then return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE) end
+    ngx.header["WWW-Authenticate"] = scheme
+    return ngx.exit(ngx.HTTP_UNAUTHORIZED)
 end
 
--- Called in the access phase of the request itself: an unannounced body of a GET means nothing, so nobody keeps it.
-function M.drop_meaningless_body()
-    if BODILESS[ngx.var.request_method] and not ngx.var.http_content_length and ngx.req.http_version() >= 2 then
+-- Whether anybody has tried keys lately: hardly ever, so it is looked at now and then only.
+local is_guessing, looked_at = false, 0
+
+local function is_anybody_guessing()
+    local now = ngx.now()
+    if now - looked_at > LOOK_SECONDS then
+        is_guessing, looked_at = dict:get("guessing") ~= nil, now
+    end
+    return is_guessing
+end
+
+-- An address that keeps trying keys is asked to wait. Users behind the same address go on.
+local function turn_guesser_away()
+    if not is_anybody_guessing() then return end
+    local guesses = dict:get("guess " .. ngx.var.binary_remote_addr)
+    if not guesses or guesses < GUESSES then return end
+    local key = presented_key()
+    if key and not is_known(key) then return ngx.exit(429) end
+end
+
+-- In the access phase of what a node serves: it trusts the gateway, so the key is asked for here.
+function M.admit_to_node()
+    turn_guesser_away()
+    return demand(presented_key())
+end
+
+-- In the access phase of what the api serves, which itself asks for the key. Only where there is a body it is asked for
+-- before: nobody waits for one that a stranger sends byte by byte, and a large one is not kept before its sender is known.
+function M.admit_to_api()
+    turn_guesser_away()
+    local length = tonumber(ngx.var.http_content_length)
+    if length == 0 then return end
+    if length or ngx.var.http_transfer_encoding then
+        local key = presented_key()
+        if not length or length > IN_MEMORY or not is_known(key) then return demand(key) end
+    elseif ngx.req.http_version() >= 2 then
+        -- It may have a body all the same. That of a GET means nothing, so nobody keeps it.
+        if not BODILESS[ngx.req.get_method()] then return demand(presented_key()) end
         ngx.req.discard_body()
     end
+end
+
+local told, told_count = {}, 0 -- per worker: which keys were told to the others, and until when that is enough
+
+-- In the log phase: whether the key was good, or wrong.
+function M.learn()
+    local status = ngx.status
+    if status == 401 then
+        if presented_key() and dict:incr("guess " .. ngx.var.binary_remote_addr, 1, 0, GUESS_SECONDS) then
+            dict:set("guessing", true, GUESS_SECONDS)
+        end
+        return
+    end
+    if status >= 300 and not OF_A_VALID_KEY[status] or not ngx.ctx.peers then return end
+    local key = presented_key()
+    local now = ngx.now()
+    if not key or (told[key] or 0) > now then return end
+    if told_count >= MOST_REMEMBERED then told, told_count = {}, 0 end
+    told[key], told_count = now + KNOWN_SECONDS / 4, told_count + 1
+    dict:set("known " .. ngx.md5(key), true, KNOWN_SECONDS)
 end
 
 return M

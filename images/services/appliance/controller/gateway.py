@@ -1,0 +1,77 @@
+"""The controller's door to its nginx, a unix socket: PUT /state in, GET /counts out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from appliance.controller.exchange import Answer, ExchangeError, exchange
+from appliance.controller.outliers import Tally
+from appliance.controller.policy import Peer, Peers
+
+_TIMEOUT_SECONDS = 1.0
+
+
+class PushError(Exception):
+    """The gateway did not take the state, or did not tell its counts."""
+
+
+class Gateway:
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def push(self, state: bytes) -> None:
+        await self._ask("PUT /state", state)
+
+    async def counts(self) -> Mapping[str, Any]:
+        """What became of the requests to each peer, by "<pool> <name>", since nginx was started; see counts.lua."""
+        try:
+            peers = json.loads((await self._ask("GET /counts")).body)["peers"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise PushError(f"no counts: {type(error).__name__} {error}") from None
+        if not isinstance(peers, dict):
+            raise PushError("no counts: peers is no object")
+        return {name: numbers for name, numbers in peers.items() if isinstance(numbers, dict)}
+
+    async def _ask(self, request: str, body: bytes = b"") -> Answer:
+        try:
+            answer = await asyncio.wait_for(self._exchange(request, body), _TIMEOUT_SECONDS)
+        except asyncio.TimeoutError:
+            raise PushError(f"no answer within {_TIMEOUT_SECONDS:g} s") from None
+        except (OSError, ExchangeError) as error:
+            raise PushError(f"{type(error).__name__} {error}") from error
+        if answer.status != 200:
+            raise PushError(f"refused with {answer.status} {answer.body[:200].decode(errors='replace')}")
+        return answer
+
+    async def _exchange(self, request: str, body: bytes) -> Answer:
+        reader, writer = await asyncio.open_unix_connection(self._socket)
+        try:
+            return await exchange(reader, writer, request, "state", body)
+        finally:
+            writer.transport.abort()
+
+
+def tallies(counts: Mapping[str, Any], pool: str) -> dict[str, Tally]:
+    """By node of this pool."""
+    found = {}
+    for key, numbers in counts.items():
+        where, _, name = key.partition(" ")
+        passed, failed = numbers.get("passed"), numbers.get("failed")
+        if where == pool and isinstance(passed, (int, float)) and isinstance(failed, (int, float)):
+            found[name] = Tally(int(passed), int(failed))
+    return found
+
+
+def encode(epoch: str, version: int, peers: Peers) -> bytes:
+    """The gateway's state document; equal input gives equal bytes, which the gateway relies on."""
+    pools = {pool: [_document(peer, pool) for peer in members] for pool, members in peers.items()}
+    return json.dumps({"epoch": epoch, "version": version, "pools": pools}, sort_keys=True).encode()
+
+
+def _document(peer: Peer, pool: str) -> dict[str, object]:
+    document: dict[str, object] = {"name": peer.name, "ip": peer.ip, "port": peer.port}
+    return {**document, "weight": peer.weight, "busy": peer.busy} if pool == "webui" else document
