@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from generator import __version__, tree
+from generator import __version__, cli_nodes, tree
 from generator.cli_keys import keys_app
 from generator.cli_models import models_app
 from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, File, FileOption, Json, OnlyHost, Out, Ssh
@@ -51,6 +51,8 @@ app.add_typer(secrets_app, name="secrets")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(demo_app, name="demo")
+for command in (cli_nodes.drain, cli_nodes.undrain, cli_nodes.quarantine):
+    app.command()(command)
 
 DEFAULT_DEMO = Path("demo")
 
@@ -174,8 +176,12 @@ def status(
     host: OnlyHost = None,
     ssh: Ssh = DEFAULT_SSH,
     as_json: Json = False,
+    why: Annotated[str | None, typer.Option("--why", metavar="NODE", help="Why a node is in or out of work.")] = None,
 ) -> None:
     """Every service and what the cluster says of itself; exit code 2 if something is not well."""
+    if why is not None:
+        cli_nodes.tell_why(why, file, out, ssh, as_json)
+        return
     store = _store(file)
     key = store.read()["api_key"].decode() if store.folder.exists() else None
     result = status_ops.status(cluster.places(_plan(file), out, only=host, ssh=ssh), key, store.authority)
@@ -184,7 +190,7 @@ def status(
     else:
         console.print(status_ops.table(result))
         if result.cluster:
-            console.print(status_ops.workers_table(result.cluster))
+            console.print(status_ops.workers_table(result.cluster, result.nodes))
             console.print_json(data=result.cluster)
     if not result.well:
         raise typer.Exit(Unhealthy.exit_code)

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from generator.errors import Unhealthy
+from generator.errors import Unhealthy, UserError
 
 CHUNK_BYTES = 1 << 20
 
@@ -84,6 +84,22 @@ class Client:
     def cluster(self) -> dict[str, Any]:
         return _checked(self._http.get("/api/v1/cluster"))
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """Every node and api, with the orders about it and how each gateway sees it; for operators."""
+        return list(_checked(self._http.get("/api/v1/nodes"))["nodes"])
+
+    def order(self, worker: str, order: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises `UserError` where the cluster refuses it: the last node that works is not taken out."""
+        answer = self._http.put(f"/api/v1/nodes/{worker}/order", json=order)
+        if answer.is_client_error:
+            raise UserError(f"{worker}: {_said(answer)}")
+        return _checked(answer)
+
+    def drop_order(self, worker: str) -> None:
+        answer = self._http.delete(f"/api/v1/nodes/{worker}/order")
+        if answer.status_code != httpx.codes.NO_CONTENT:
+            _checked(answer)
+
     def download(self, job_id: str, target: Path) -> str:
         """Write the job's video to `target` (whole or not at all) and return its sha256 in hex."""
         temporary = target.with_name(target.name + ".part")
@@ -108,13 +124,21 @@ class Client:
 
 def _checked(answer: httpx.Response) -> dict[str, Any]:
     """The JSON object of a 2xx answer; `Unhealthy` with the problem's own words otherwise."""
+    body = _object_in(answer)
+    if answer.is_success and body is not None:
+        return body
+    request = answer.request
+    raise Unhealthy(f"{request.method} {request.url.path}: HTTP {answer.status_code}: {_said(answer)}")
+
+
+def _object_in(answer: httpx.Response) -> dict[str, Any] | None:
     try:
         body = answer.json()
     except ValueError:
-        body = None
-    if answer.is_success and isinstance(body, dict):
-        return body
-    said = body.get("detail") or body.get("title") if isinstance(body, dict) else None
-    raise Unhealthy(
-        f"{answer.request.method} {answer.request.url.path}: HTTP {answer.status_code}: {said or answer.text[:300]}"
-    )
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _said(answer: httpx.Response) -> str:
+    body = _object_in(answer) or {}
+    return str(body.get("detail") or body.get("title") or answer.text[:300])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import yaml
@@ -22,6 +22,7 @@ from generator.planned import GatewayPlan, HostPlan
 from generator.render import COMPOSE_FILE
 
 PS_SECONDS = 20.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Status:
     """Host → why its engine could not be asked."""
     cluster: dict[str, Any] | None
     """Answer of `GET /api/v1/cluster`; None where no gateway answered."""
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    """How the gateways see the nodes, as `GET /api/v1/nodes` has it."""
 
     @property
     def well(self) -> bool:
@@ -67,7 +70,9 @@ def status(places: Sequence[Place], key: str | None, authority: Path | None = No
         else:
             there = parse_ps(place.host.name, listing)
             services += [*there, *missing(place, there)]
-    return Status(tuple(services), unreachable, _ask(places, key, authority) if key else None)
+    answers = ask(places, key, authority, lambda client: (client.cluster(), client.nodes())) if key else None
+    cluster, nodes = answers or (None, [])
+    return Status(tuple(services), unreachable, cluster, nodes)
 
 
 def missing(place: Place, there: Sequence[ServiceStatus]) -> list[ServiceStatus]:
@@ -98,12 +103,13 @@ def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
     return sorted(found, key=lambda one: one.service)
 
 
-def _ask(places: Sequence[Place], key: str, authority: Path | None) -> dict[str, Any] | None:
+def ask(places: Sequence[Place], key: str, authority: Path | None, question: Callable[[Client], T]) -> T | None:
+    """The answer of the first gateway that has one; None where none has."""
     for place in places:
         if place.host.gateway is not None:
             try:
                 with gateway_client(place.host, place.host.gateway, key, authority) as client:
-                    return client.cluster()
+                    return question(client)
             except (httpx.TransportError, Unhealthy):
                 continue
     return None
@@ -134,18 +140,30 @@ def table(result: Status) -> Table:
     return rows
 
 
-def workers_table(cluster: Mapping[str, Any]) -> Table:
+def workers_table(cluster: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]] = ()) -> Table:
     """The workers as the queue knows them. `loaded`: what a worker has really loaded, code and model files in one
-    checksum; one that differs from most paints other pictures, and the gateway keeps requests from it."""
+    checksum; one that differs from most paints other pictures, and the gateway keeps requests from it. `traffic`: how
+    the gateways see it."""
     workers = cluster.get("workers") or []
     usual = usual_fingerprint(workers)
-    rows = Table(*(Column(name, overflow="fold") for name in ("worker", "state", "engine", "loaded")), box=None)
+    seen = {one["name"]: one for one in nodes if one["pool"] == "webui"}
+    columns = ("worker", "state", "traffic", "engine", "loaded")
+    rows = Table(*(Column(name, overflow="fold") for name in columns), box=None)
     for one in workers:
         state = escape(str(one["state"])) if one.get("alive") else "silent"
         loaded = str(one.get("fingerprint") or "")
         told = escape(loaded[:12]) if loaded in ("", usual) else f"[red]{escape(loaded[:12])} differs[/]"
-        rows.add_row(escape(str(one["name"])), state, escape(str(one.get("engine") or "")), told)
+        traffic = escape(traffic_of(seen.get(one["name"], {})))
+        rows.add_row(escape(str(one["name"])), state, traffic, escape(str(one.get("engine") or "")), told)
     return rows
+
+
+def traffic_of(node: Mapping[str, Any]) -> str:
+    """`UP`, or, where the gateways do not agree, `gpu-01: UP, gpu-02: DOWN`."""
+    states = {gateway: str(view["state"]) for gateway, view in sorted(node.get("seen_by", {}).items())}
+    if len(set(states.values())) == 1:
+        return next(iter(states.values()))
+    return ", ".join(f"{gateway}: {state}" for gateway, state in states.items())
 
 
 def usual_fingerprint(workers: Sequence[Mapping[str, Any]]) -> str:

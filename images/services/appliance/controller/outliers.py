@@ -47,17 +47,19 @@ def look(records: Records, tallies: Mapping[str, Tally], now: float, rules: Rule
     shrank is counted by a new gateway, which knows nothing of before."""
     seen = dict(records)
     for name, tally in tallies.items():
-        seen[name] = _count(seen[name], tally) if name in seen else Record(tally)
+        seen[name] = _count(seen[name], tally, now) if name in seen else Record(tally)
     for name in sorted(seen, key=lambda one: -seen[one].streak):
         if _is_due(name, seen, now, rules):
             seen[name] = _put_out(seen[name], now, rules)
     return seen
 
 
-def _count(record: Record, tally: Tally) -> Record:
+def _count(record: Record, tally: Tally, now: float) -> Record:
     passed, failed = tally.passed - record.tally.passed, tally.failed - record.tally.failed
     if passed < 0 or failed < 0:
         return replace(record, tally=tally, streak=0)
+    if record.is_out(now):  # what comes now began before
+        return replace(record, tally=tally)
     if passed:  # in which order is not known: in doubt for the node
         return Record(tally)
     return replace(record, tally=tally, streak=record.streak + failed)

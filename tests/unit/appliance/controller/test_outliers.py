@@ -66,6 +66,16 @@ def test_a_single_node_stays() -> None:
     assert gateway.out() == set()
 
 
+def test_what_began_before_does_not_bring_it_back() -> None:
+    gateway = Gateway(A, B)
+    gateway.see({A: (0, 5), B: (5, 0)})
+    gateway.see({A: (1, 7)})
+    assert gateway.out() == {A}
+    gateway.now += RULES.first_out_seconds
+    gateway.see({A: (0, 1)})
+    assert gateway.out() == set(), "nor do failures of then count against it now"
+
+
 def test_it_comes_back_on_trial_and_a_success_ends_that() -> None:
     gateway = Gateway(A, B)
     gateway.see({A: (0, 5), B: (5, 0)})

@@ -1,0 +1,196 @@
+"""What became of requests is counted by peer, and a node that fails its visitors loses them; requests wait for a part
+that restarts. The real gateway container and the real controller in front of real servers."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract.test_gateway_config import docker, gateway_plan
+from tests.integration.test_gateway import KEY, NODES, PLAIN, USER, Setup, running, wait_for
+
+pytestmark = pytest.mark.docker
+PAGE = "/webui/page"
+
+
+@pytest.fixture(scope="module")
+def setup(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
+    with running(tmp_path_factory.mktemp("gateway"), gateway_plan(tls={"mode": "none"}), images) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def all_well(setup: Setup) -> None:
+    for upstream in setup.upstreams.values():
+        if upstream.process is None:
+            upstream.start()
+    if setup.controller is None:
+        setup.start_controller()
+    wait_for("full shares", lambda: shares(setup) == dict.fromkeys(NODES, 1), setup.logs, 60)
+
+
+def shares(setup: Setup) -> dict[str, float]:
+    answer = setup.state()
+    peers = answer.json()["state"]["pools"]["webui"] if answer.status_code == 200 else []
+    return {peer["name"]: peer["weight"] for peer in peers}
+
+
+def counts(setup: Setup) -> dict[str, Any]:
+    """All of them: each worker of nginx adds its own ten times a second."""
+    time.sleep(0.3)
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(setup.socket), verify=PLAIN)) as client:
+        answer = client.get("http://state/counts")
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def more(before: dict[str, Any], after: dict[str, Any], peer: str, *path: str) -> float:
+    def number(document: dict[str, Any]) -> float:
+        found: Any = document["peers"].get(peer, {})
+        for step in path:
+            found = found.get(step, 0) if isinstance(found, dict) else 0
+        return found or 0
+
+    return number(after) - number(before)
+
+
+def eventually(setup: Setup, what: str, true: Callable[[], bool], seconds: float = 3) -> float:
+    return wait_for(what, true, setup.logs, seconds)
+
+
+class Browser:
+    """A visitor who sticks to a node."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.cookie = httpx.get(setup.base + PAGE, headers=KEY, verify=PLAIN).cookies["appliance_client"]
+        self.node = self.get().json()["node"]
+
+    def get(self, **query: str) -> httpx.Response:
+        headers = {**KEY, "Cookie": f"appliance_client={self.cookie}"}
+        return httpx.get(self._setup.base + PAGE, headers=headers, params=query, verify=PLAIN, timeout=10)
+
+
+def browser_at(setup: Setup, node: str) -> Browser:
+    return next(one for one in iter(lambda: Browser(setup), None) if one.node == node)
+
+
+def test_each_try_counts_for_its_peer(setup: Setup) -> None:
+    browser, before = browser_at(setup, NODES[0]), counts(setup)
+    for status in ("200", "200", "404", "500", "503"):
+        assert browser.get(status=status).status_code == int(status)
+    peer = f"webui {NODES[0]}"
+
+    def arrived() -> bool:
+        return more(before, counts(setup), peer, "status", "2xx") >= 2
+
+    eventually(setup, "counts", arrived)
+    after = counts(setup)
+    classes = {name: more(before, after, peer, "status", name) for name in ("2xx", "4xx", "5xx")}
+    assert classes == {"2xx": 2, "4xx": 1, "5xx": 2}
+    assert (more(before, after, peer, "passed"), more(before, after, peer, "failed")) == (3, 1), "503 is no failure"
+    document = after["peers"][peer]
+    assert document["within"] == sorted(document["within"])
+    assert document["within"][-1] == sum(document["status"].values())
+    assert len(document["within"]) == len(document["bounds"])
+    assert 0 < more(before, after, peer, "seconds_sum") < 5
+    assert after["requests"] >= before["requests"] + 5
+    assert more(before, after, f"webui {NODES[1]}", "passed") == 0
+
+
+def test_a_try_that_broke_off_counts_and_so_does_the_next_one(setup: Setup) -> None:
+    browser, before = browser_at(setup, NODES[1]), counts(setup)
+    answer = browser.get(die=NODES[1])
+    assert answer.status_code == 200
+    other = answer.json()["node"]
+    assert other != NODES[1]
+    setup.upstreams[NODES[1]].stop()
+    eventually(setup, "counts", lambda: more(before, counts(setup), f"webui {NODES[1]}", "failed") == 1)
+    assert more(before, counts(setup), f"webui {other}", "passed") == 1
+
+
+def test_a_post_that_broke_off_is_counted_although_the_client_got_an_error_page(setup: Setup) -> None:
+    browser, before = browser_at(setup, NODES[2]), counts(setup)
+    headers = {**KEY, "Cookie": f"appliance_client={browser.cookie}"}
+    answer = httpx.post(setup.base + PAGE, headers=headers, params={"die": NODES[2]}, verify=PLAIN)
+    assert (answer.status_code, answer.json()["type"]) == (502, "bad-gateway")
+    setup.upstreams[NODES[2]].stop()
+    eventually(setup, "counts", lambda: more(before, counts(setup), f"webui {NODES[2]}", "failed") == 1)
+
+
+def test_a_node_that_pings_and_fails_its_visitors_loses_them_and_wins_them_back(setup: Setup) -> None:
+    browser = browser_at(setup, NODES[0])
+    others = [browser_at(setup, node) for node in NODES[1:]]
+    begin = time.monotonic()
+    failures = 0
+    while (answer := browser.get(status="500" if shares(setup)[NODES[0]] else "200")).status_code == 500:
+        failures += 1
+        assert failures < 60
+        for other in others:
+            assert other.get().status_code == 200
+    print(f"\nits visitors are elsewhere after {failures} failures and {time.monotonic() - begin:.2f} s")
+    assert answer.json()["node"] != NODES[0]
+    assert shares(setup) == {NODES[0]: 0, NODES[1]: 1, NODES[2]: 1}
+    assert NODES[0] in setup.pool(), "what goes on there goes on"
+    eventually(setup, "trial", lambda: shares(setup)[NODES[0]] == pytest.approx(0.1), 15)
+    tried = next(one for one in iter(lambda: Browser(setup), None) if one.node == NODES[0])
+    assert tried.get().status_code == 200
+    eventually(setup, "full share", lambda: shares(setup)[NODES[0]] == 1)
+    assert browser.get().json()["node"] == NODES[0]
+    log = (setup.folder / "controller.log").read_text()
+    assert "failed while other nodes serve theirs" in log
+
+
+def test_where_all_fail_nobody_is_to_blame(setup: Setup) -> None:
+    browsers = [browser_at(setup, node) for node in NODES]
+    for _ in range(12):
+        for browser in browsers:
+            assert browser.get(status="500").status_code == 500
+    time.sleep(0.6)
+    assert shares(setup) == dict.fromkeys(NODES, 1)
+
+
+def test_a_request_waits_while_there_is_nobody_and_is_served_by_the_first_who_comes(setup: Setup) -> None:
+    setup.stop_controller()
+    state = setup.state().json()["state"]
+    for pool, path in (("webui", PAGE), ("api", "/api/v1/x")):
+        empty = {**state["pools"], pool: []}
+        state["version"] += 1
+        assert setup.state({**state, "pools": empty}).status_code == 200
+        state["version"] += 1
+        back = {**state, "version": state["version"]}
+        timer = threading.Timer(1.0, lambda document=back: setup.state(document))
+        begin = time.monotonic()
+        timer.start()
+        answer = httpx.get(setup.base + path, headers=KEY, verify=PLAIN, timeout=10)
+        timer.join()
+        assert answer.status_code == 200, path
+        assert 0.9 < time.monotonic() - begin < 2.5
+
+
+def test_a_key_that_was_revoked_counts_no_more_within_two_seconds(setup: Setup, tmp_path: Path) -> None:
+    """The gateway remembers a good key for less than the api may need to notice a changed file."""
+    key = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
+    seen = [upstream.seen().get("authorize", 0) for upstream in setup.upstreams.values()]
+    end = time.monotonic() + 2.2
+    while time.monotonic() < end:
+        assert httpx.get(setup.base + PAGE, headers=key, verify=PLAIN).status_code == 200
+        time.sleep(0.02)
+    asked = sum(upstream.seen().get("authorize", 0) for upstream in setup.upstreams.values()) - sum(seen)
+    assert 4 <= asked <= 6, "once in half a second, not with each request"
+
+
+def test_counts_outlive_a_reload(setup: Setup) -> None:
+    before = counts(setup)["requests"]
+    assert before > 0
+    docker("kill", "--signal", "HUP", setup.container)
+    time.sleep(1)
+    assert counts(setup)["requests"] >= before
