@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from generator import __version__, cli_nodes, tree
+from generator import __version__, cli_nodes, cli_upgrade, tree
 from generator.cli_keys import keys_app
 from generator.cli_models import models_app
 from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, File, FileOption, Json, OnlyHost, Out, Ssh
@@ -51,7 +51,7 @@ app.add_typer(secrets_app, name="secrets")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(demo_app, name="demo")
-for command in (cli_nodes.drain, cli_nodes.undrain, cli_nodes.quarantine):
+for command in (cli_nodes.drain, cli_nodes.undrain, cli_nodes.quarantine, cli_upgrade.upgrade):
     app.command()(command)
 
 DEFAULT_DEMO = Path("demo")

@@ -64,6 +64,12 @@ def load(path: Path) -> Loaded:
     return Loaded(cluster, marks, str(path))
 
 
+def load_text(text: str, path: Path) -> Loaded:
+    """As `load`, of a text that is to stand in `path`."""
+    cluster, marks = parse_as(text, str(path), Cluster, CLUSTER)
+    return Loaded(cluster, marks, str(path))
+
+
 def read_as(path: Path, shape: type[T], kind: FileKind) -> tuple[T, Mapping[KeyPath, Mark]]:
     """The file as a value of `shape`, and where each of its parts stands; UserError with every problem."""
     file = str(path)

@@ -75,6 +75,8 @@ class Figures:
     slow_seconds: float | None = None
     jobs: int = 0
     failed_jobs: int = 0
+    pace: float | None = None
+    """How long a job takes, in units of what was expected of it; None without one that was done."""
     restarts: int = 0
     sick: tuple[str, ...] = ()
     """Workers that are not fit for traffic, each with why: `gpu-01/0: ping answered status 'error'`."""
@@ -102,6 +104,19 @@ class Counts:
     within: tuple[int, ...] = (0,) * len(BOUNDS)
     jobs: int = 0
     failed_jobs: int = 0
+    pace_sum: float = 0.0
+    """Of the jobs that were done: how long each took, in units of its estimate."""
+
+    def __add__(self, other: Counts) -> Counts:
+        within = tuple(one + another for one, another in zip(self.within, other.within, strict=True))
+        return Counts(
+            self.requests + other.requests,
+            self.errors + other.errors,
+            within,
+            self.jobs + other.jobs,
+            self.failed_jobs + other.failed_jobs,
+            self.pace_sum + other.pace_sum,
+        )
 
     def __sub__(self, earlier: Counts) -> Counts:
         """Never below nothing: a part that was started anew counts from 0."""
@@ -112,10 +127,21 @@ class Counts:
             within,
             max(0, self.jobs - earlier.jobs),
             max(0, self.failed_jobs - earlier.failed_jobs),
+            max(0.0, self.pace_sum - earlier.pace_sum),
         )
 
     def figures(self, sick: tuple[str, ...] = (), restarts: int = 0) -> Figures:
-        return Figures(self.requests, self.errors, self._slow_seconds(), self.jobs, self.failed_jobs, restarts, sick)
+        done = self.jobs - self.failed_jobs
+        return Figures(
+            requests=self.requests,
+            errors=self.errors,
+            slow_seconds=self._slow_seconds(),
+            jobs=self.jobs,
+            failed_jobs=self.failed_jobs,
+            pace=self.pace_sum / done if done > 0 else None,
+            restarts=restarts,
+            sick=sick,
+        )
 
     def _slow_seconds(self) -> float | None:
         """The bound that 95 % of the requests stay within; None without one, infinite beyond the last bound."""
@@ -136,6 +162,7 @@ class Gate:
     more_errors: float = 0.01
     times_slower: float = 1.5
     seconds_slower: float = 0.25
+    jobs_to_compare: int = 3
     sick_seconds: float = 10.0
 
 
@@ -166,6 +193,9 @@ def judge(new: Figures, old: Figures, seconds: float, sick_since: float | None, 
 
 
 def _slower(new: Figures, old: Figures, gate: Gate) -> str:
+    enough = new.jobs >= gate.jobs_to_compare
+    if enough and new.pace is not None and old.pace is not None and new.pace > gate.times_slower * old.pace:
+        return f"its jobs take {new.pace / old.pace:.1f} times as long as the others'"
     if new.slow_seconds is None or old.slow_seconds is None or new.requests < gate.minimum:
         return ""
     limit = max(gate.times_slower * old.slow_seconds, old.slow_seconds + gate.seconds_slower)
@@ -194,6 +224,8 @@ class Journal:
     upgraded: tuple[str, ...] = field(default=())
     passed: tuple[str, ...] = field(default=())
     """Stages whose gate was passed."""
+    hosts: tuple[str, ...] = field(default=())
+    """Hosts on which everything else has changed, too."""
     failure: str = ""
     """Why it goes back; empty while it goes forward."""
 
@@ -205,6 +237,12 @@ class Journal:
 
     def with_passed(self, stage: Stage) -> Journal:
         return replace(self, passed=(*self.passed, stage.name))
+
+    def with_host(self, host: str) -> Journal:
+        return self if host in self.hosts else replace(self, hosts=(*self.hosts, host))
+
+    def without_host(self, host: str) -> Journal:
+        return replace(self, hosts=tuple(one for one in self.hosts if one != host))
 
     def going_back(self, reason: str) -> Journal:
         return replace(self, failure=self.failure or reason)
@@ -221,6 +259,7 @@ def journal_from(document: Mapping[str, Any]) -> Journal:
             Release(**document["new"]),
             tuple(str(worker) for worker in document["upgraded"]),
             tuple(str(stage) for stage in document["passed"]),
+            tuple(str(host) for host in document["hosts"]),
             str(document["failure"]),
         )
     except (KeyError, TypeError) as error:

@@ -28,6 +28,8 @@ SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o Serv
 ONE_SHOT = "appliance.one-shot"
 """Label of the services that end by themselves; any other that has ended, even with 0, is missed."""
 COPY_SECONDS = 120.0
+PS_SECONDS = 30.0
+STARTS_SECONDS = 60.0
 WAIT_SECONDS = 600
 PULL_SECONDS = 3600
 """Images of some gigabytes through a slow line."""
@@ -54,6 +56,10 @@ class Place:
         command = ["docker", "compose", "--project-directory", self.remote_folder, *args]
         # With files named by --project-directory alone, compose looks in the working directory.
         return [*self.ssh, f"cd {shlex.quote(self.remote_folder)} && {shlex.join(command)}"]
+
+    def docker(self, *args: str) -> list[str]:
+        """The argument list of `docker ARGS` there."""
+        return [*self.ssh, shlex.join(["docker", *args])] if self.ssh else ["docker", *args]
 
     def copy(self) -> str | None:
         """The shell pipeline that brings the folder to the host; None where it is already there."""
@@ -133,11 +139,8 @@ def up(
         raise UserError(f"no secrets in {', '.join(bare)}; run `python -m generator secrets` first")
     for place in targets:
         with progress.task(f"up {place.host.name}") as task:
-            pipeline = place.copy()
-            if pipeline is not None:
-                task.update("copying")
-                processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
-                place.renew()
+            task.update("copying")
+            bring(place)
             stale = _mounting(place, (replaced or {}).get(place.host.name, ()))
             if stale and not recreate:
                 task.update(f"renewing {', '.join(stale)}")
@@ -145,6 +148,45 @@ def up(
                 _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS)
             _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS)
             task.finish("healthy")
+
+
+def bring(place: Place) -> None:
+    """Its folder to the host, where that is another machine."""
+    pipeline = place.copy()
+    if pipeline is not None:
+        processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
+        place.renew()
+
+
+def replace_services(place: Place, services: Sequence[str], on_line: Callable[[str], None], *, seconds: int) -> None:
+    """These of one host as they are rendered now, the old ones stopped first; `Unhealthy` with their last log lines
+    where they are not healthy within `seconds`. Without `services`: all that have changed."""
+    bring(place)
+    only = ["--no-deps", *services] if services else ["--remove-orphans"]
+    args = ["up", "--detach", "--wait", "--wait-timeout", str(seconds), *only]
+    try:
+        for line in processes.stream(place.compose(*args), timeout=seconds + place.stop_grace_seconds + STARTS_SECONDS):
+            on_line(line.strip())
+    except ToolError as error:
+        raise Unhealthy(f"{error}\n{last_lines(place, services)}") from error
+
+
+def last_lines(place: Place, services: Sequence[str], lines: int = 15) -> str:
+    """What the services said last, for a person; why not, where they cannot be asked."""
+    try:
+        argv = place.compose("logs", "--no-color", "--no-log-prefix", "--tail", str(lines), *services)
+        return processes.run(argv, timeout=PS_SECONDS).strip()
+    except ToolError as error:
+        return str(error)
+
+
+def restarts(place: Place, services: Sequence[str]) -> int:
+    """How often Docker has started these again by itself."""
+    found = processes.run(place.compose("ps", "--all", "--quiet", *services), timeout=PS_SECONDS).split()
+    if not found:
+        return 0
+    counts = processes.run(place.docker("inspect", "--format", "{{.RestartCount}}", *found), timeout=PS_SECONDS)
+    return sum(int(count) for count in counts.split())
 
 
 def _mounting(place: Place, secrets: Collection[str]) -> list[str]:

@@ -60,8 +60,9 @@ class Seen(BaseModel):
 
 
 class NodeView(BaseModel):
-    """A worker's node, `gpu-01/0`, or an api, `gpu-01`. `done` and `failed` are attempts at jobs of the queue, null for
-    an api; `seen_by` is by gateway, without those that have been silent for ten seconds."""
+    """A worker's node, `gpu-01/0`, or an api, `gpu-01`. `done` and `failed` are attempts at jobs of the queue and
+    `pace_sum` how long the done ones took, in units of their estimates, null for an api; `seen_by` is by gateway,
+    without those that have been silent for ten seconds."""
 
     pool: str
     name: str
@@ -69,6 +70,7 @@ class NodeView(BaseModel):
     heartbeat_age_seconds: float | None
     done: int | None
     failed: int | None
+    pace_sum: float | None
     order: OrderView | None
     seen_by: dict[str, Seen]
 
@@ -170,6 +172,7 @@ def _view(key: str, worker: WorkerRecord | None, look: Look, views: Any) -> Node
         heartbeat_age_seconds=worker.heartbeat_age_seconds if worker else None,
         done=worker.done if worker else None,
         failed=worker.failed if worker else None,
+        pace_sum=worker.pace_sum if worker else None,
         order=_view_order(order) if order else None,
         seen_by={gateway: _seen(view, key) for gateway, view in views.items() if key in _nodes_in(view)},
     )

@@ -65,4 +65,6 @@ async def watch(target: Target, pace: Pace, reconciler: Reconciler, delay: float
     while True:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         due = max(due + pace.interval_seconds, time.monotonic())
-        reconciler.note(target, await prober.probe())
+        seen = await prober.probe()
+        if seen is not None:
+            reconciler.note(target, seen)

@@ -9,13 +9,18 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from appliance.controller.exchange import Answer, ExchangeError, exchange
 from appliance.controller.policy import Observation, Target
 
 _PATHS = {"api": "/readyz", "webui": "/internal/ping"}
 _LONGEST_TEXT = 100
+_LATE_SECONDS = 0.05
+"""Where a deadline is noticed this much later, this process has not had the processor."""
+T = TypeVar("T")
 _MOST_LOAD = 1_000_000
 """As much as the gateway believes."""
 
@@ -43,8 +48,12 @@ class Prober:
             self._address = str(ipaddress.ip_address(target.host))
         self._literal = self._address is not None
 
-    async def probe(self) -> Observation:
-        seen = await self._probe()
+    async def probe(self) -> Observation | None:
+        """None where this process itself was kept from its work: then the silence may be its own."""
+        try:
+            seen = await self._probe()
+        except _LateError:
+            return None
         self._failing = seen.failure is not None
         return seen
 
@@ -66,19 +75,11 @@ class Prober:
         return Observation(time.monotonic(), address, failure, refused)
 
     async def _ask(self, address: str) -> Answer:
+        connecting = asyncio.open_connection(address, self._target.port)
+        reader, writer = await _within(self._pace.connect_seconds, connecting, "no connection")
         try:
-            reader, writer = await asyncio.wait_for(
-                asyncio.open_connection(address, self._target.port), self._pace.connect_seconds
-            )
-        except asyncio.TimeoutError:
-            raise asyncio.TimeoutError(f"no connection in {self._pace.connect_seconds:g} s") from None
-        request = f"GET {_PATHS[self._target.pool]}"
-        try:
-            return await asyncio.wait_for(
-                exchange(reader, writer, request, self._target.host), self._pace.timeout_seconds
-            )
-        except asyncio.TimeoutError:
-            raise asyncio.TimeoutError(f"no answer in {self._pace.timeout_seconds:g} s") from None
+            asking = exchange(reader, writer, f"GET {_PATHS[self._target.pool]}", self._target.host)
+            return await _within(self._pace.timeout_seconds, asking, "no answer")
         finally:
             writer.transport.abort()
 
@@ -99,6 +100,20 @@ class Prober:
                 # Its address may belong to another container by now, which would answer in its name.
                 self._address = None
         return self._address
+
+
+class _LateError(Exception):
+    """A deadline was noticed too late to mean anything."""
+
+
+async def _within(seconds: float, work: Awaitable[T], otherwise: str) -> T:
+    begin = time.monotonic()
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        if time.monotonic() - begin > seconds + _LATE_SECONDS:
+            raise _LateError from None
+        raise asyncio.TimeoutError(f"{otherwise} in {seconds:g} s") from None
 
 
 def look_up(host: str, port: int) -> asyncio.Future[list[str]]:

@@ -292,6 +292,8 @@ class WorkerRecord:
     done: int = 0
     failed: int = 0
     """Attempts, since this Redis knows the worker."""
+    pace_sum: float = 0.0
+    """Of those that were done: how long each took, in units of its estimate."""
 
     @classmethod
     def parse(cls, name: str, row: Mapping[str, str], now: float) -> WorkerRecord:
@@ -313,6 +315,7 @@ class WorkerRecord:
             done_at=int(row.get("done_at", 0)) / 1000,
             done=int(row.get("done", 0)),
             failed=int(row.get("failed", 0)),
+            pace_sum=float(row.get("pace", 0)),
         )
 
 

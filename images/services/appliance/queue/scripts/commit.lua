@@ -30,8 +30,10 @@ if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fence
 leave_running(A.id, job.entry, job.owner)
 if not A.adopted then
   redis.call('HSET', K.w .. job.owner, 'done_at', now, 'fails', '')
+  local took, cost = math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0)
   redis.call('HINCRBY', K.w .. job.owner, 'done', 1)
-  average(math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0), job.res)
+  redis.call('HINCRBYFLOAT', K.w .. job.owner, 'pace', string.format('%.4f', took / math.max(1, cost)))
+  average(took, cost, job.res)
 end
 local more = {'result', ARGV[2], 'history', history_with(job, 'done')}
 job.fence = A.fence  -- the event names who did commit, not who should have

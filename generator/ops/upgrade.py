@@ -1,0 +1,255 @@
+"""Brings a running cluster to another release, worker by worker, and back by itself where that does not go well.
+
+Everything is written to the journal before it is done, so that an interrupted upgrade can go on, or back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from generator.errors import GeneratorError, ToolError, Unhealthy, UserError
+from generator.ops import nodes
+from generator.ops.client import Client
+from generator.ops.cluster import Place, last_lines, replace_services, wait_until
+from generator.ops.upgrade_hosts import (
+    Site,
+    counts_of,
+    fetch_images,
+    figures_of,
+    replace_worker,
+    restarts_of,
+    sick_of,
+    write_journal,
+    write_text,
+)
+from generator.progress import Progress
+from generator.rollout import Gate, Journal, Stage, Verdict, judge, stages
+
+POLL_SECONDS = 2.0
+READY_SECONDS = 120.0
+REASON = "upgrade"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`failure` is why it went back; empty where the new release runs everywhere."""
+
+    journal: Journal
+    seconds: float
+    failure: str = ""
+
+
+class Upgrade:
+    """One upgrade under way. `start_seconds`: how long a worker may take until it is healthy."""
+
+    def __init__(
+        self, site: Site, journal: Journal, gate: Gate, progress: Progress, *, start_seconds: int = 600
+    ) -> None:
+        self._site = site
+        self._journal = journal
+        self._gate = gate
+        self._progress = progress
+        self._start_seconds = start_seconds
+
+    def run(self) -> Outcome:
+        """Raises only what leaves the journal in place, for another try: hosts or gateways that cannot be reached."""
+        begin = time.monotonic()
+        if not self._journal.failure:
+            fetch_images(self._site, self._progress)
+            self._note(self._journal)
+            try:
+                self._forward()
+            except _StageError as failed:
+                self._note(self._journal.going_back(str(failed)))
+        failure = self._journal.failure
+        if failure:
+            self._progress.warn(f"going back to {self._journal.old}: {failure}")
+            self._back()
+        else:
+            write_text(self._site.file, self._site.text)
+        write_journal(self._site.out, None)
+        return Outcome(self._journal, time.monotonic() - begin, failure)
+
+    def _note(self, journal: Journal) -> None:
+        write_journal(self._site.out, journal)
+        self._journal = journal
+
+    # --- forward -------------------------------------------------------------------------------------------------
+
+    def _forward(self) -> None:
+        workers = [worker.worker for host in self._site.new.hosts for worker in host.workers]
+        for stage in stages(workers):
+            if stage.name in self._journal.passed:
+                continue
+            for worker in stage.workers:
+                self._change(worker, stage)
+            self._watch(stage)
+            self._note(self._journal.with_passed(stage))
+        for host, place in self._site.places.items():
+            self._change_rest(host, place)
+        nodes.take_back(self._site.running, workers)
+
+    def _change(self, worker: str, stage: Stage) -> None:
+        site, few = self._site, len(self._all_workers()) == 1
+        self._note(self._journal.with_worker(worker))
+        self._empty(worker, force=few)
+        site.write(self._journal)
+        try:
+            replace_worker(site, worker, self._progress, seconds=self._start_seconds)
+        except Unhealthy as error:
+            raise _StageError(f"{worker} does not become healthy with {self._journal.new}: {error}") from error
+        order = {"order": "canary", "reason": self._reason(), "share": stage.share}
+        nodes.give(site.running, [worker], order)
+
+    def _watch(self, stage: Stage) -> None:
+        """Until the gate of this stage opens; raises where it stays shut."""
+        site, gate = self._site, self._gate
+        new = self._journal.upgraded
+        old = [worker for worker in self._all_workers() if worker not in new]
+        first = self._nodes()
+        since_new, since_old = counts_of(first, new), counts_of(first, old)
+        restarts_before = restarts_of(site, new)
+        begin, sick_since = time.monotonic(), None
+        with self._progress.task(f"watch {stage.name}") as task:
+            while True:
+                time.sleep(POLL_SECONDS)
+                seen = self._nodes()
+                now = time.monotonic()
+                figures = figures_of(site, seen, new, since_new, restarts_before)
+                others = (counts_of(seen, old) - since_old).figures()
+                sick_since = (sick_since or now) if figures.sick else None
+                verdict = judge(figures, others, now - begin, now - sick_since if sick_since else None, gate)
+                if verdict.passed is not None:
+                    break
+                task.update(verdict.reason, done=int(now - begin), total=int(gate.dwell_seconds))
+            self._conclude(stage, verdict, new)
+            task.finish(verdict.reason)
+
+    def _conclude(self, stage: Stage, verdict: Verdict, new: Sequence[str]) -> None:
+        if verdict.passed:
+            return
+        said = "\n".join(f"--- {name}\n{self._last_lines(name)}" for name in new)
+        raise _StageError(f"{stage.name}: {verdict.reason}\n{said}")
+
+    def _change_rest(self, host: str, place: Place) -> None:
+        """Everything else on one host: while it is replaced, the other hosts answer."""
+        if host in self._journal.hosts:
+            return
+        self._note(self._journal.with_host(host))
+        self._site.write(self._journal)
+        with self._progress.task(f"the rest of {host}") as task:
+            try:
+                replace_services(place, (), task.update, seconds=self._start_seconds)
+            except Unhealthy as error:
+                raise _StageError(f"{host} does not become healthy with {self._journal.new}: {error}") from error
+            self._wait_until_well(task.update)
+            task.finish("healthy")
+
+    def _wait_until_well(self, told: Callable[[str], None]) -> None:
+        """Before the next host: this one's parts are back in the cluster's work."""
+        seen: list[str] = []
+
+        def is_well() -> bool:
+            try:
+                seen[:] = sick_of(self._site.running.ask(Client.nodes), self._all_workers())
+            except Unhealthy as error:
+                seen[:] = [str(error)]
+            told("; ".join(seen))
+            return not seen
+
+        if not wait_until(is_well, READY_SECONDS):
+            raise _StageError(f"not well after {READY_SECONDS:.0f} s: {'; '.join(seen)}")
+
+    # --- back ----------------------------------------------------------------------------------------------------
+
+    def _back(self) -> None:
+        """Does as much as it can: where one host cannot be put back, the others are, and it is told."""
+        site, troubles = self._site, []
+        touched = self._journal.upgraded
+        for host in reversed(self._journal.hosts):
+            self._note(self._journal.without_host(host))
+            troubles += self._try(partial(self._restore_rest, host))
+        for worker in reversed(touched):
+            self._note(self._journal.without_worker(worker))
+            troubles += self._try(partial(self._restore, worker))
+        site.write(self._journal)
+        troubles += self._try(partial(nodes.take_back, site.running, touched))
+        if troubles:
+            told = "\n".join(troubles)
+            raise Unhealthy(f"not everything is back as it was; `python -m generator up` tries again\n{told}")
+
+    def _restore(self, worker: str) -> None:
+        self._site.write(self._journal)
+        self._try(partial(self._empty, worker, force=True))
+        replace_worker(self._site, worker, self._progress, seconds=self._start_seconds)
+        nodes.take_back(self._site.running, [worker])
+
+    def _restore_rest(self, host: str) -> None:
+        self._site.write(self._journal)
+        with self._progress.task(f"back: the rest of {host}") as task:
+            replace_services(self._site.places[host], (), task.update, seconds=self._start_seconds)
+            task.finish("healthy")
+
+    def _try(self, step: Callable[[], None]) -> list[str]:
+        try:
+            step()
+        except (UserError, Unhealthy, ToolError) as error:
+            self._progress.warn(str(error))
+            return [str(error)]
+        return []
+
+    # --- both ----------------------------------------------------------------------------------------------------
+
+    def _empty(self, worker: str, *, force: bool) -> None:
+        """Nobody new comes to it, and what it does it ends, as far as the time for stopping it reaches."""
+        running = self._site.running
+        nodes.give(running, [worker], {"order": "drain", "reason": self._reason(), "force": force})
+        place, _ = self._site.worker(worker)
+        try:
+            nodes.wait_until_idle(running, [worker], place.stop_grace_seconds, self._progress)
+        except Unhealthy as error:  # its job goes on elsewhere, from its checkpoint
+            self._progress.say(str(error))
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """A gateway may be on its way to another host."""
+        end = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                return self._site.running.ask(Client.nodes)
+            except Unhealthy:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def _all_workers(self) -> list[str]:
+        return [worker.worker for host in self._site.new.hosts for worker in host.workers]
+
+    def _reason(self) -> str:
+        return f"{REASON} to {self._journal.new}"[:200]
+
+    def _last_lines(self, worker: str) -> str:
+        place, _ = self._site.worker(worker)
+        return last_lines(place, self._site.services(worker))
+
+
+class _StageError(GeneratorError):
+    """The new release is not as good as the old one."""
+
+
+def plan_text(site: Site, journal: Journal) -> str:
+    """What would be done, for people."""
+    workers = [worker.worker for host in site.new.hosts for worker in host.workers]
+    lines = [f"from {journal.old}", f"to   {journal.new}", "", "on every host: fetch the images"]
+    for stage in stages(workers):
+        share = f", {stage.share:.0%} of the new sessions" if stage.share else ""
+        lines.append(f"{stage.name}: {', '.join(stage.workers)}{share}; then watched")
+    gateways = [host.name for host in site.new.hosts if host.gateway]
+    for host in site.new.hosts:
+        alone = " (the only gateway: nobody answers while it is replaced)" if gateways == [host.name] else ""
+        lines.append(f"the rest of {host.name}{alone}")
+    lines.append(f"at last {site.file} is changed; where a stage fails, all goes back")
+    return "\n".join(lines)

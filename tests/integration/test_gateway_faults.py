@@ -1,0 +1,145 @@
+"""What visitors of our gateway notice when one of three nodes, all of them, or the controller fails: promise P5.
+
+The bench (`tests/bench/gateway.py`) has the same faults, for longer, with the article's nginx and HAProxy beside ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.integration.fault_stage.contenders import Ours, ours
+from tests.integration.fault_stage.faults import BY_NAME, Fault
+from tests.integration.fault_stage.figures import Figures, figures
+from tests.integration.fault_stage.stage import Stage, three_nodes
+from tests.integration.fault_stage.visitors import Visitors
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
+WINDOW_SECONDS = 0.8
+"""The promise."""
+FAULT_SECONDS = 5.0
+WHOLE_SECONDS = 90.0
+
+
+@pytest.fixture(scope="module")
+def stage(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stage, Ours]]:
+    with ExitStack() as closing:
+        nodes = closing.enter_context(three_nodes(images))
+        yield nodes, closing.enter_context(ours(nodes, images, tmp_path_factory.mktemp("gateway")))
+
+
+async def whole(stage: Stage, gateway: Ours) -> None:
+    end = time.monotonic() + WHOLE_SECONDS
+    while not await asyncio.to_thread(gateway.is_whole, stage):
+        assert time.monotonic() < end, gateway.logs()
+        await asyncio.sleep(0.5)
+
+
+async def under(
+    stage: Stage,
+    gateway: Ours,
+    sick: set[str],
+    begin: Callable[[], Awaitable[None]],
+    end: Callable[[], Awaitable[None]],
+) -> Figures:
+    """What visitors saw while something was wrong, and for a while after it was right again."""
+    await whole(stage, gateway)
+    visitors = Visitors(gateway.address, gateway.key)
+    visitors.start()
+    await asyncio.sleep(2)
+    began = time.monotonic()
+    await begin()
+    await asyncio.sleep(FAULT_SECONDS)
+    ended = time.monotonic()
+    await end()
+    await asyncio.sleep(3)
+    diary = await visitors.stop()
+    posts = Counter(post for node in stage.nodes for post in node.posts())
+    return figures(diary, sick, began, ended, posts)
+
+
+async def of_fault(stage: Stage, gateway: Ours, fault: Fault) -> Figures:
+    node = stage.nodes[1]
+    sick = {one.name for one in stage.nodes} if fault.hits == 3 else {node.name}
+
+    async def begin() -> None:
+        await asyncio.to_thread(fault.begin, stage, node)
+
+    async def end() -> None:
+        await asyncio.to_thread(fault.end, stage, node)
+
+    found = await under(stage, gateway, sick, begin, end)
+    print(f"\n{fault.name}: {found.in_words()}")
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, fault in BY_NAME.items() if fault.hits == 1 and name != "flapping"])
+async def test_a_sick_node_is_noticed_by_few_and_only_by_its_own(stage: tuple[Stage, Ours], name: str) -> None:
+    seen = await of_fault(*stage, BY_NAME[name])
+    assert seen.window <= WINDOW_SECONDS
+    assert (seen.elsewhere, seen.broken, seen.twice) == (0, 0, 0)
+    assert seen.back is not None
+
+
+async def test_a_flapping_node_is_held_down(stage: tuple[Stage, Ours]) -> None:
+    """A node that dies every three seconds: each death may cost what one death may cost."""
+    seen = await of_fault(*stage, BY_NAME["flapping"])
+    assert (seen.elsewhere, seen.broken, seen.twice) == (0, 0, 0)
+    assert seen.failed <= 3 * 4
+
+
+async def test_without_any_node_visitors_are_told_why_and_all_is_well_after(stage: tuple[Stage, Ours]) -> None:
+    seen = await of_fault(*stage, BY_NAME["all killed"])
+    assert seen.twice == 0
+    assert set(seen.faults) <= {"503", "502", "no answer"}, "a 503 with a reason, or they were still waiting for a node"
+    assert seen.back is not None
+    assert seen.back < 5
+
+
+async def test_nobody_notices_that_the_controller_is_gone(stage: tuple[Stage, Ours]) -> None:
+    nodes, gateway = stage
+
+    async def begin() -> None:
+        gateway.kill_controller()
+
+    async def end() -> None:
+        gateway.start_controller()
+
+    seen = await under(nodes, gateway, set(), begin, end)
+    print(f"\ncontroller killed: {seen.in_words()}")
+    assert (seen.failed, seen.broken, seen.twice) == (0, 0, 0)
+
+
+async def test_nobody_notices_crooked_and_stale_state(stage: tuple[Stage, Ours]) -> None:
+    nodes, gateway = stage
+    state = gateway.state()
+    stale = {**state, "version": max(0, state["version"] - 1), "pools": {"api": [], "webui": []}}
+    older = {**state, "epoch": str(int(state["epoch"]) - 1), "pools": {"api": [], "webui": []}}
+    wrong = {**state, "version": state["version"] + 1000, "pools": {"api": [], "webui": [{"name": "x"}]}}
+    answers: list[int] = []
+
+    async def begin() -> None:
+        for body in (
+            "",
+            "{",
+            "[]",
+            '{"pools": 3}',
+            json.dumps(stale),
+            json.dumps(older),
+            json.dumps(wrong),
+            "x" * 10**6,
+        ):
+            answers.append(await asyncio.to_thread(gateway.push, body))
+
+    async def end() -> None:
+        pass
+
+    seen = await under(nodes, gateway, set(), begin, end)
+    assert set(answers) <= {400, 409, 413}, answers
+    assert (seen.failed, seen.broken, seen.twice) == (0, 0, 0)
