@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from appliance.api import cluster, events, jobs, results
+from appliance.api import cluster, errors, events, jobs, results, trace
 from appliance.api.auth import TASK_PATHS, Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
 from appliance.api.openapi import install_openapi
@@ -16,13 +17,16 @@ from appliance.api.problems import install_handlers
 from appliance.api.sdapi import PREFIX, SdapiRoutes
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
+from appliance.causes.desk import Desk
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.queue import Queue
 from appliance.settings import ApiSettings
 
 
 def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
-    services = Services(settings=settings, queue=queue, ticker=Ticker(queue))
+    stopping = asyncio.Event()
+    causes = Desk(queue, stopping)
+    services = Services(settings=settings, queue=queue, ticker=Ticker(queue), causes=causes, stopping=stopping)
     app = FastAPI(
         title="AnimateDiff HA appliance",
         version="1",
@@ -33,13 +37,14 @@ def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
         lifespan=_lifespan(services),
     )
     app.state.services = services
-    for part in (jobs, events, results, cluster):
+    parts = (jobs, events, results, cluster, errors, trace)
+    for part in parts:
         app.include_router(part.router)
     sdapi = SdapiRoutes(services)
     app.mount(PREFIX, sdapi.app())
     tasks = sdapi.tasks()
     app.router.routes.extend(Route(path, tasks) for path in TASK_PATHS)
-    app.state.routes = [route for part in (jobs, events, results, cluster) for route in part.router.routes]
+    app.state.routes = [route for part in parts for route in part.router.routes]
     install_handlers(app)
     install_openapi(app)
     # The last one added runs first: who is asking comes before how much they send.
@@ -57,6 +62,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         finally:
             services.stopping.set()
             await cancel_tasks(ticker)
+            await services.causes.close()
             await services.queue.close()
 
     return lifespan

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from appliance.job import DEFAULT_CLASS, Capabilities, JobState, Needs, Priority
 
@@ -178,7 +178,8 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One ended attempt. `memory` names the memory settings it ran with; `at` is a Unix time in seconds."""
+    """One ended attempt. `memory` names the memory settings it ran with, `gpu` what it ran on, `where` the place in the
+    engine's code that failed; times are Unix seconds."""
 
     fence: int
     worker: str
@@ -189,6 +190,9 @@ class AttemptRecord:
     step: int
     resumed_from: int
     at: float
+    started_at: float | None = None
+    gpu: str | None = None
+    where: str | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> AttemptRecord:
@@ -202,7 +206,34 @@ class AttemptRecord:
             step=int(raw.get("step") or 0),
             resumed_from=int(raw.get("resumed_from") or 0),
             at=raw["at"] / 1000,
+            started_at=raw["started"] / 1000 if raw.get("started") else None,
+            gpu=raw.get("gpu") or None,
+            where=raw.get("where") or None,
         )
+
+
+PastLine = Literal["done", "delayed", "lease"]
+
+
+@dataclass(frozen=True)
+class PastJob:
+    """What is kept of how a job's attempts ended, as texts: to parse thousands takes long, and not here.
+
+    `finished_at` is None for a job that is tried again. `parameters` and `history` are JSON, or empty.
+    """
+
+    job_id: str
+    state: str
+    finished_at: float | None
+    reason: str
+    message: str
+    parameters: str
+    history: str
+
+    @classmethod
+    def parse(cls, row: Sequence[str]) -> PastJob:
+        job_id, state, finished, *texts = row
+        return cls(job_id, state, int(finished) / 1000 if finished else None, *texts)
 
 
 @dataclass(frozen=True)
@@ -236,6 +267,8 @@ class JobRecord:
     checkpoint_step: int = 0
     memory: str | None = None
     resumed_from: int = 0
+    parameters: str = ""
+    """JSON, as told by the first attempt; empty before."""
     history: tuple[AttemptRecord, ...] = ()
 
     @classmethod
@@ -268,6 +301,7 @@ class JobRecord:
             checkpoint_step=int(raw.get("checkpoint", 0)),
             memory=raw.get("memory") or None,
             resumed_from=int(raw.get("resumed", 0)),
+            parameters=raw.get("params", ""),
             history=tuple(AttemptRecord.parse(item) for item in json.loads(raw.get("history") or "[]")),
         )
 
