@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import yaml
@@ -22,6 +22,7 @@ from generator.planned import GatewayPlan, HostPlan
 from generator.render import COMPOSE_FILE
 
 PS_SECONDS = 20.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,22 +100,41 @@ def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
 
 
 def _ask(places: Sequence[Place], key: str, authority: Path | None) -> dict[str, Any] | None:
+    try:
+        return ask_gateways(places, key, authority, Client.cluster)
+    except Unhealthy:
+        return None
+
+
+def ask_gateways(
+    places: Sequence[Place],
+    key: str,
+    authority: Path | None,
+    question: Callable[[Client], T],
+    *,
+    timeout_seconds: float = 5.0,
+) -> T:
+    """The first gateway's answer; `Unhealthy` with what each one said where none has one."""
+    said = []
     for place in places:
         if place.host.gateway is not None:
             try:
-                with gateway_client(place.host, place.host.gateway, key, authority) as client:
-                    return client.cluster()
-            except (httpx.TransportError, Unhealthy):
-                continue
-    return None
+                with gateway_client(place.host, place.host.gateway, key, authority, timeout_seconds) as client:
+                    return question(client)
+            except (httpx.TransportError, Unhealthy) as error:
+                said.append(f"{place.host.name}: {error or type(error).__name__}")
+    raise Unhealthy("\n".join(["no gateway has an answer", *said]))
 
 
-def gateway_client(host: HostPlan, gateway: GatewayPlan, key: str, authority: Path | None) -> Client:
+def gateway_client(
+    host: HostPlan, gateway: GatewayPlan, key: str, authority: Path | None, timeout_seconds: float = 5.0
+) -> Client:
     """A client of one host's own gateway. The cluster's authority vouches for the addresses; any other for the name."""
     url = gateway_url(host, gateway)
     if gateway.own_certificate or not gateway.tls:
-        return Client(url, key, authority=authority)
-    return Client(url, key, server_name="" if gateway.server_name == "_" else gateway.server_name)
+        return Client(url, key, authority=authority, timeout_seconds=timeout_seconds)
+    name = "" if gateway.server_name == "_" else gateway.server_name
+    return Client(url, key, server_name=name, timeout_seconds=timeout_seconds)
 
 
 def gateway_url(host: HostPlan, gateway: GatewayPlan) -> str:

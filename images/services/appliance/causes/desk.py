@@ -82,20 +82,20 @@ class Desk:
         before all that ended at `since` or later was read."""
         budget, read = Budget(READ_SECONDS, self._stopping.is_set), 0
         for line in LINES:
-            first, before = 0, set[str]()
-            while True:
+            first, before, size = 0, set[str](), SLICE
+            while size == SLICE:
                 size, jobs = await self._queue.past_jobs(line, first, SLICE)
                 # The line moves on while it is read: what has come on top pushes others into the next slice.
                 fresh = [job for job in jobs if job.job_id not in before]
-                before = {job.job_id for job in jobs}
-                await asyncio.to_thread(_add_all, study, fresh, since)
-                first, read = first + size, read + len(fresh)
-                if size < SLICE or all((job.finished_at or since) < since for job in jobs):
+                if jobs and all((job.finished_at or since) < since for job in jobs):
                     break
-                if read >= self._most_jobs:
+                if fresh and read >= self._most_jobs:
                     return f"only the newest {read} jobs were looked at, the most for one answer"
-                if budget.over:
+                if fresh and read and budget.over:
                     return f"only the newest {read} jobs were looked at, in {READ_SECONDS:g} s"
+                await asyncio.to_thread(_add_all, study, fresh, since)
+                before = {job.job_id for job in jobs}
+                first, read = first + size, read + len(fresh)
         return None
 
 
