@@ -11,7 +11,7 @@ from appliance.causes.features import Features
 
 T = TypeVar("T", bound="str | Features")
 MOST_WORKERS: Final = 1000
-MOST_GPUS: Final = 32
+MOST_GPUS: Final = 64
 
 
 class Numbered(Generic[T]):

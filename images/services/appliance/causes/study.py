@@ -150,7 +150,8 @@ class Study:
     def _place(self, job: JobOutcomes, attempt: Outcome) -> int | None:
         if job.parameters is None:
             return None
-        return self._attempts.append(features_of(job.parameters, attempt.context), attempt.worker, attempt.gpu)
+        equals = attempt.gpu or f"unknown, of {attempt.worker}"  # whether others have the same one nobody knows
+        return self._attempts.append(features_of(job.parameters, attempt.context), attempt.worker, equals)
 
     def _kind_of(self, failure: Outcome) -> Kind:
         known = self._fingerprinter.read(failure)

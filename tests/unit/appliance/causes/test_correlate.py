@@ -140,6 +140,24 @@ def test_one_sick_worker_among_its_equals_is_found() -> None:
     assert (found.suggestion or "").startswith("gpu-01/0 fails like this far more often")
 
 
+def test_workers_of_unknown_gpus_are_not_taken_for_equals() -> None:
+    """A foreign A1111 does not say what it runs on: one of two may be the sick model, and gets the jobs of 50 steps."""
+
+    def jobs_of(worker: str, steps: int, failed: int, count: int) -> list[JobOutcomes]:
+        ends = [outcome("", worker, Reason.CUDA_ERROR, ASSERT)] * failed + [outcome("", worker)] * (count - failed)
+        return [JobOutcomes(new_job_id(), {"steps": steps}, (end,)) for end in ends]
+
+    data = [
+        *jobs_of("a/0", 50, 90, 300),
+        *jobs_of("a/0", 20, 10, 33),
+        *jobs_of("b/0", 50, 0, 33),
+        *jobs_of("b/0", 20, 2, 300),
+    ]
+    assert kind(study(data), "CUDA_ERROR").verdict == "no correlation"
+    known = [replace(job, attempts=(replace(job.attempts[0], gpu=GPUS[0], worker="x"),)) for job in data]
+    assert [one.parameter for one in kind(study(known), "CUDA_ERROR").findings] == ["steps"]
+
+
 def test_nothing_seen_safe_leaves_what_is_known() -> None:
     """Five attempts with 16 frames together, all well, are not enough to call 16 safe."""
     data = [

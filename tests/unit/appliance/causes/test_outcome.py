@@ -12,7 +12,6 @@ from appliance.causes.features import NUMBERS, features_of
 from appliance.causes.outcome import outcomes_of
 from appliance.gpu import Gpu
 from appliance.job import Reason
-from appliance.parameters import KEPT_CHARS, parameters_to_keep
 from appliance.queue.types import PastJob
 
 
@@ -84,21 +83,6 @@ def test_numbers_that_are_none_and_names_without_end_count_as_not_set() -> None:
     assert max(map(len, named)) == 100
     assert "true" in named
     assert features_of({"cfg_scale": 7.123456}, None).numbers[NUMBERS.index("cfg_scale")] == 7.12
-
-
-def test_what_is_kept_of_a_request_holds_no_prompt_and_no_picture() -> None:
-    request = {"prompt": "secret", "init_image": "iVBOR", "metadata": {"a": 1}, "steps": 9, "loras": [{"name": "l"}]}
-    kept = json.loads(parameters_to_keep(request))
-    assert (kept["steps"], kept["loras"], kept["pictures"], kept["width"]) == (9, ["l"], ["init_image"], 512)
-    assert not {"prompt", "metadata", "model", "closed_loop"} & kept.keys()
-    assert len(parameters_to_keep({})) < 200
-
-
-@pytest.mark.parametrize(
-    "request_", [{"loras": 7}, {"loras": ["x"]}, {"sparse_control": "x"}, {"model": "m" * KEPT_CHARS}]
-)
-def test_what_cannot_be_kept_is_not(request_: dict[str, Any]) -> None:
-    assert parameters_to_keep(request_) == ""
 
 
 def test_a_gpu_is_one_short_label() -> None:
