@@ -195,7 +195,7 @@ async def test_only_operators_are_told(api: httpx.AsyncClient, queue: Queue) -> 
     job_id = await add(queue)
     for path in (ERRORS, f"/api/v1/jobs/{job_id}/trace", "/api/v1/jobs/none/trace"):
         refused = await api.get(path, headers={"X-Api-Key": KEYS["ada"]})
-        assert (refused.status_code, refused.json()["type"]) == (403, "operators-only")
+        assert (refused.status_code, refused.json()["type"]) == (403, "forbidden")
         assert (await api.get(path, headers={"X-Api-Key": "guess"})).status_code == 401
     assert (await api.get("/api/v1/jobs/none/trace")).status_code == 404
     assert (await api.get(ERRORS, params={"days": 0})).status_code == 422

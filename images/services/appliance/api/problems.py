@@ -58,7 +58,7 @@ def not_found(job_id: str) -> Problem:
 
 
 def operators_only() -> Problem:
-    return Problem(403, "operators-only", "only an operator's key may ask for this")
+    return Problem(403, "forbidden", "this needs an operator's key")
 
 
 def unavailable(detail: str) -> Problem:

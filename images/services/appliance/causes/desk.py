@@ -18,7 +18,7 @@ from appliance.causes.suggest import knowledge
 from appliance.errors import ApplianceError
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.queue import Queue
-from appliance.queue.types import PastJob, PastLine
+from appliance.queue.past import PastJob, PastLine
 
 log = logging.getLogger(__name__)
 

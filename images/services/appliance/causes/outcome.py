@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from appliance.job import Reason
-from appliance.queue.types import PastJob
+from appliance.queue.past import PastJob
 
 MESSAGE_CHARS: Final = 500
 WORKER_CHARS: Final = 128

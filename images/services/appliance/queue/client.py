@@ -15,6 +15,7 @@ from appliance.errors import QueueError, QueueUnavailable
 from appliance.gpu import Gpu
 from appliance.job import Capabilities, JobState, Priority
 from appliance.queue.nodes import NodeBook
+from appliance.queue.past import PastJob, PastLine
 from appliance.queue.reader import Reader
 from appliance.queue.scripts import Script, load_scripts
 from appliance.queue.types import (
@@ -25,8 +26,6 @@ from appliance.queue.types import (
     FailKind,
     Nothing,
     Outcome,
-    PastJob,
-    PastLine,
     QueueStats,
     Registration,
     RepairReport,

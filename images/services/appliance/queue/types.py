@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from appliance.job import DEFAULT_CLASS, Capabilities, JobState, Needs, Priority
 
@@ -210,30 +210,6 @@ class AttemptRecord:
             gpu=raw.get("gpu") or None,
             where=raw.get("where") or None,
         )
-
-
-PastLine = Literal["done", "delayed", "lease"]
-
-
-@dataclass(frozen=True)
-class PastJob:
-    """What is kept of how a job's attempts ended, as texts: to parse thousands takes long, and not here.
-
-    `finished_at` is None for a job that is tried again. `parameters` and `history` are JSON, or empty.
-    """
-
-    job_id: str
-    state: str
-    finished_at: float | None
-    reason: str
-    message: str
-    parameters: str
-    history: str
-
-    @classmethod
-    def parse(cls, row: Sequence[str]) -> PastJob:
-        job_id, state, finished, *texts = row
-        return cls(job_id, state, int(finished) / 1000 if finished else None, *texts)
 
 
 @dataclass(frozen=True)

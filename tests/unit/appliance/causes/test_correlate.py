@@ -103,6 +103,20 @@ def test_four_failures_are_too_few_and_are_told_so() -> None:
     assert kind(nineteen, "CUDA_ERROR").verdict == "no correlation"
 
 
+def test_a_clear_but_small_difference_is_not_reported() -> None:
+    """Certainly more, but perhaps only a quarter more: nothing that somebody should act upon."""
+    bad, good = {"steps": 50}, {"steps": 20}
+    data = [*jobs(80, bad, Reason.CUDA_ERROR), *jobs(420, bad), *jobs(250, good, Reason.CUDA_ERROR), *jobs(2250, good)]
+    assert kind(study(data), "CUDA_ERROR").verdict == "no correlation"
+
+
+def test_a_gpu_model_that_was_asked_for_nothing_else_says_nothing() -> None:
+    """Of nine failures with 50 steps, five are of a model that has had no others: four remain, which is too few."""
+    data = [*jobs(5, {"steps": 50}, Reason.CUDA_ERROR, GPUS[1]), *jobs(4, {"steps": 50}, Reason.CUDA_ERROR)]
+    data += [*jobs(16, {"steps": 50}), *jobs(400, {"steps": 20})]
+    assert kind(study(data), "CUDA_ERROR").verdict == "no correlation"
+
+
 def test_one_jobs_many_attempts_are_one_voice() -> None:
     """Two unlucky jobs that failed five times each are two cases, not ten."""
     again = [outcome(GPUS[0], "a/0", Reason.CUDA_ERROR, ASSERT)] * 5
@@ -169,6 +183,18 @@ def test_nothing_seen_safe_leaves_what_is_known() -> None:
     assert suggestion == "ask for a context_batch_size of 12 at most on GPUs with less than 40 GB"
 
 
+def test_a_value_that_fails_less_is_not_safe() -> None:
+    """16 frames fail every fifth time, 8 never: 8 is what to ask for."""
+
+    def together(frames: int, failed: int, count: int) -> list[JobOutcomes]:
+        asked: dict[str, object] = {"frames": 32, "context_batch_size": frames}
+        return [*jobs(failed, asked, Reason.OOM), *jobs(count - failed, asked)]
+
+    found = kind(study([*together(24, 90, 100), *together(16, 20, 100), *together(8, 0, 100)]), "OOM")
+    assert (found.findings[0].bucket, found.findings[0].parameter) == ("above 16", "context_batch_size")
+    assert (found.suggestion or "").startswith("ask for a context_batch_size of 8 at most")
+
+
 def test_the_attempt_that_failed_counts_not_the_one_that_was_made_cheaper() -> None:
     """All those jobs ended well, with 12 frames together; it is 24 that they failed with."""
     ends = (outcome(SMALL[0], "a/0", Reason.OOM, OOM), outcome(SMALL[0], "a/0", context=12))
@@ -177,6 +203,7 @@ def test_the_attempt_that_failed_counts_not_the_one_that_was_made_cheaper() -> N
     found = kind(study(data), "OOM")
     assert [(one.parameter, one.bucket) for one in found.findings] == [PLANTED]
     assert (found.findings[0].failures, found.findings[0].attempts) == (40, 40)
+    assert found.findings[0].other_attempts == 200, "their second attempts are no others"
     assert (found.suggestion or "").startswith("ask for a context_batch_size of 16 at most")
 
 

@@ -12,7 +12,7 @@ from appliance.causes.features import NUMBERS, features_of
 from appliance.causes.outcome import outcomes_of
 from appliance.gpu import Gpu
 from appliance.job import Reason
-from appliance.queue.types import PastJob
+from appliance.queue.past import PastJob
 
 
 def past(*history: dict[str, Any], **more: Any) -> PastJob:
