@@ -417,6 +417,20 @@ async def test_a_hundred_thousand_jobs_stay_bounded(
     assert statistics.quantiles(busy, n=20)[-1] < 1.0, "another request's 95th percentile, in seconds"
 
 
+async def test_an_api_that_is_stopped_does_not_end_its_study_first(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
+    await seed(redis, hostile(30_000))
+    where = {"APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}"}
+    async with running_api(tmp_path, where) as url, client_of(url, "root") as client:
+        asking = asyncio.create_task(client.get(ERRORS, timeout=60))
+        await asyncio.sleep(1.0)
+        assert not asking.done()
+        asking.cancel()
+        stopped = time.monotonic()  # and asserted to end with 0 in time
+    print(f"\nended {time.monotonic() - stopped:.1f} s after it was asked to")
+
+
 async def latencies(client: httpx.AsyncClient, during: asyncio.Task[Any] | None) -> list[float]:
     """Of reading a job's list while `during` runs, or fifty times."""
     took: list[float] = []

@@ -120,7 +120,8 @@ def _kind(conclusion: Conclusion, known: Knowledge, attempts: Counter[str]) -> K
         last_at=kind.last,
         example_job=kind.example_job,
         example_message=plain(kind.example.message, EXAMPLE_CHARS) if kind.example else "",
-        gpus=tuple(GpuCount(gpu, count, attempts[gpu]) for gpu, count in kind.gpus.most_common()),
+        # Where there are too many models to count, one may be among this kind's and not among all.
+        gpus=tuple(GpuCount(gpu, count, max(count, attempts[gpu])) for gpu, count in kind.gpus.most_common()),
         workers=dict(kind.workers.most_common(MOST_WORKERS)),
         findings=findings,
         verdict=_verdict(conclusion),

@@ -214,6 +214,14 @@ def test_a_large_gpu_gets_advice_of_its_own() -> None:
     assert suggestion.startswith("ask for a context_batch_size of 32 at most (seen safe: 200 attempts")
 
 
+def test_more_gpu_models_than_can_be_counted_are_counted_together() -> None:
+    data = [job for number in range(300) for job in jobs(1, {"steps": 20}, Reason.OOM, f"GPU {number}, 1 MiB")]
+    counts = kind(study(data), "OOM").gpus
+    assert sum(one.failures for one in counts) == 300
+    assert len(counts) == 65
+    assert all(one.failures <= one.attempts for one in counts)
+
+
 def test_the_time_may_be_over() -> None:
     report = study(jobs_with_a_cause(0, 400), seconds=0.0)
     assert {one.verdict.split(":")[0] for one in report.kinds} <= {"not compared", "too few to compare"}
