@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from generator import __version__, cli_nodes, cli_upgrade, tree
+from generator.cli_causes import errors, trace
 from generator.cli_keys import keys_app
 from generator.cli_models import models_app
 from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, File, FileOption, Json, OnlyHost, Out, Ssh
@@ -213,6 +214,10 @@ def logs(
     for place in found:
         for line in cluster.logs(place, services or [], follow=follow, lines=lines):
             print(line, flush=True)
+
+
+app.command()(errors)
+app.command()(trace)
 
 
 @app.command()

@@ -81,6 +81,12 @@ class Client:
     def job(self, job_id: str) -> dict[str, Any]:
         return _checked(self._http.get(f"/api/v1/jobs/{job_id}"))
 
+    def trace(self, job_id: str) -> dict[str, Any]:
+        return _checked(self._http.get(f"/api/v1/jobs/{job_id}/trace"))
+
+    def errors(self, days: int) -> dict[str, Any]:
+        return _checked(self._http.get("/api/v1/errors", params={"days": days}))
+
     def cluster(self) -> dict[str, Any]:
         return _checked(self._http.get("/api/v1/cluster"))
 

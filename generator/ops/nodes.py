@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from generator.errors import Unhealthy, UserError
 from generator.ops.client import Client
 from generator.ops.cluster import Place
-from generator.ops.status import ask
+from generator.ops.status import ask_gateways
 from generator.planned import Plan
 from generator.progress import Progress
 
@@ -33,10 +33,7 @@ class Cluster:
     authority: Path | None
 
     def ask(self, question: Callable[[Client], T]) -> T:
-        answer = ask(self.places, self.key, self.authority, question)
-        if answer is None:
-            raise Unhealthy("no gateway answers; `python -m generator status` shows what runs")
-        return answer
+        return ask_gateways(self.places, self.key, self.authority, question)
 
 
 def workers_called(plan: Plan, name: str) -> list[str]:
@@ -64,12 +61,7 @@ def give(cluster: Cluster, workers: Sequence[str], order: Mapping[str, Any]) -> 
 
 def take_back(cluster: Cluster, workers: Sequence[str]) -> None:
     for worker in workers:
-        cluster.ask(partial(_drop, worker=worker))
-
-
-def _drop(client: Client, worker: str) -> bool:
-    client.drop_order(worker)
-    return True
+        cluster.ask(partial(Client.drop_order, worker=worker))
 
 
 def wait_until_idle(cluster: Cluster, workers: Sequence[str], seconds: float, progress: Progress) -> None:

@@ -70,8 +70,7 @@ def status(places: Sequence[Place], key: str | None, authority: Path | None = No
         else:
             there = parse_ps(place.host.name, listing)
             services += [*there, *missing(place, there)]
-    answers = ask(places, key, authority, lambda client: (client.cluster(), client.nodes())) if key else None
-    cluster, nodes = answers or (None, [])
+    cluster, nodes = _ask(places, key, authority) if key else (None, [])
     return Status(tuple(services), unreachable, cluster, nodes)
 
 
@@ -103,24 +102,44 @@ def parse_ps(host: str, listing: str) -> list[ServiceStatus]:
     return sorted(found, key=lambda one: one.service)
 
 
-def ask(places: Sequence[Place], key: str, authority: Path | None, question: Callable[[Client], T]) -> T | None:
-    """The answer of the first gateway that has one; None where none has."""
+def _ask(
+    places: Sequence[Place], key: str, authority: Path | None
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    try:
+        return ask_gateways(places, key, authority, lambda client: (client.cluster(), client.nodes()))
+    except Unhealthy:
+        return None, []
+
+
+def ask_gateways(
+    places: Sequence[Place],
+    key: str,
+    authority: Path | None,
+    question: Callable[[Client], T],
+    *,
+    timeout_seconds: float = 5.0,
+) -> T:
+    """The first gateway's answer; `Unhealthy` with what each one said where none has one."""
+    said = []
     for place in places:
         if place.host.gateway is not None:
             try:
-                with gateway_client(place.host, place.host.gateway, key, authority) as client:
+                with gateway_client(place.host, place.host.gateway, key, authority, timeout_seconds) as client:
                     return question(client)
-            except (httpx.TransportError, Unhealthy):
-                continue
-    return None
+            except (httpx.TransportError, Unhealthy) as error:
+                said.append(f"{place.host.name}: {error or type(error).__name__}")
+    raise Unhealthy("\n".join(["no gateway has an answer", *said]))
 
 
-def gateway_client(host: HostPlan, gateway: GatewayPlan, key: str, authority: Path | None) -> Client:
+def gateway_client(
+    host: HostPlan, gateway: GatewayPlan, key: str, authority: Path | None, timeout_seconds: float = 5.0
+) -> Client:
     """A client of one host's own gateway. The cluster's authority vouches for the addresses; any other for the name."""
     url = gateway_url(host, gateway)
     if gateway.own_certificate or not gateway.tls:
-        return Client(url, key, authority=authority)
-    return Client(url, key, server_name="" if gateway.server_name == "_" else gateway.server_name)
+        return Client(url, key, authority=authority, timeout_seconds=timeout_seconds)
+    name = "" if gateway.server_name == "_" else gateway.server_name
+    return Client(url, key, server_name=name, timeout_seconds=timeout_seconds)
 
 
 def gateway_url(host: HostPlan, gateway: GatewayPlan) -> str:

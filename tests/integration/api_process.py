@@ -46,6 +46,7 @@ async def running_api(folder: Path, redis: Mapping[str, str]) -> AsyncIterator[s
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "appliance", "api", env=environment, stdout=log, stderr=log
         )
+        (folder / "api.pid").write_text(str(process.pid))
         try:
             async with client_of(f"http://127.0.0.1:{port}", "ada") as client:
                 await wait_until_ready(client)

@@ -162,6 +162,17 @@ async def test_the_last_rung_ends_with_what_to_ask_for(queue: Queue, node: Start
     assert "ask for a smaller picture than 64x64 or fewer frames than 8" in (job.message or "")
 
 
+async def test_an_attempt_tells_what_it_ran_on_and_where_it_failed(
+    queue: Queue, node: StartNode, agent: StartAgent
+) -> None:
+    agent(await node({"fail_prompt_contains": "boom", "vram_mib": 24_576}))
+    job = await first_attempt_of(queue, await add(queue, body=request(prompt="boom", frames=4)))
+    (attempt, *_) = job.history
+    assert (attempt.gpu, attempt.where) == ("synthetic, 24576 MiB", "webui.engine.synthetic:generate")
+    assert json.loads(job.parameters)["frames"] == 4
+    assert "boom" not in job.parameters
+
+
 # --- hand-over -------------------------------------------------------------------------------------------------------
 
 

@@ -134,11 +134,11 @@ async def test_a_job_tells_what_became_of_its_attempts(api: httpx.AsyncClient, q
     view = (await api.get(url)).json()
     assert (view["checkpoint_step"], view["resumed_from"]) == (10, 4)
     assert view["progress"] == {"step": 12, "total_steps": 40, "phase": "step", "memory": "context 12"}
-    await queue.fail(claim, FailKind.OOM, "OOM", "CUDA out of memory")
+    await queue.fail(claim, FailKind.OOM, "OOM", "CUDA out of memory", where="webui.engine.decode:decode")
     attempts = (await api.get(url)).json()["attempts"]
     assert (attempts["total"], attempts["oom"]) == (1, 1)
     (attempt,) = attempts["history"]
-    assert attempt.pop("at") == pytest.approx(time.time(), abs=60)
+    assert time.time() - 60 < attempt.pop("started_at") <= attempt.pop("at") < time.time() + 60
     assert attempt == {
         "fence": claim.fence,
         "worker": "gpu-01/0",
@@ -148,6 +148,8 @@ async def test_a_job_tells_what_became_of_its_attempts(api: httpx.AsyncClient, q
         "memory": "context 12",
         "step": 12,
         "resumed_from": 4,
+        "gpu": None,
+        "where": "webui.engine.decode:decode",
     }
 
 

@@ -357,27 +357,6 @@ def resolution_of(request: JobRequest) -> str:
     return f"{request.width}x{request.height}"
 
 
-LOGGED: Final = (
-    *("width", "height", "frames", "fps", "steps", "cfg_scale", "sampler", "scheduler", "format"),
-    *("model", "motion_module", "vae", "clip_skip", "denoising_strength"),
-    *("context_batch_size", "context_overlap", "closed_loop"),
-)
-
-
-def describe_for_log(request: dict[str, Any]) -> dict[str, Any]:
-    """The parameters worth correlating failures with; never the prompt or a picture, which belong to the user."""
-    filled = {name: JobRequest.model_fields[name].get_default(call_default_factory=True) for name in LOGGED}
-    filled.update({name: request[name] for name in LOGGED if name in request})
-    filled["format"] = [getattr(item, "value", item) for item in filled["format"]]
-    filled["loras"] = [lora.get("name") for lora in request.get("loras", [])]
-    filled["controlnets"] = [control.get("model") for control in request.get("controlnets", [])]
-    filled["sparse_control"] = (request.get("sparse_control") or {}).get("model")
-    free_init = request.get("free_init")
-    filled["free_init"] = None if free_init is None else free_init.get("iterations", 3)
-    filled["pictures"] = [name for name in PICTURES if request.get(name)]
-    return filled
-
-
 def new_job_id(now_ms: int | None = None) -> str:
     """A UUIDv7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random; sorts by time."""
     timestamp = time.time_ns() // 1_000_000 if now_ms is None else now_ms

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from appliance.job import JobState, describe_for_log
+from appliance.job import JobState
 from appliance.logs import fields
+from appliance.parameters import describe_for_log
 from appliance.queue import Outcome, Queue
 
 log = logging.getLogger("appliance.job_result")

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 from webui.engine.base import POISONING, Capabilities, Engine, EngineError
 from webui.logs import set_up_logs
+from webui.place import place_of
 from webui.request import FORMATS, VideoRequest
 from webui.settings import EngineSettings
 from webui.task import Send, Task
@@ -113,17 +114,18 @@ class Worker:
     def _run(self, task: Task, capabilities: Capabilities) -> str | None:
         """Returns the reason of a failure."""
         failure: EngineError | None = None
+        where = ""
         try:
             self._generate(task, capabilities)
         except EngineError as error:
-            failure = EngineError(error.reason, error.message)
+            failure, where = EngineError(error.reason, error.message), place_of(error)
             if failure.reason == "OOM":
                 task.keep()  # decoding may fit with cheaper settings: its steps need not be done again for that
         except MemoryError:
             failure = EngineError("HOST_OOM", "out of main memory")
         except Exception as error:
             log.exception("generation failed")
-            failure = EngineError("UNKNOWN", _describe(error))
+            failure, where = EngineError("UNKNOWN", _describe(error)), place_of(error)
         finally:
             task.close()
         # Only out here is the traceback gone that keeps the failed call's tensors alive.
@@ -140,7 +142,7 @@ class Worker:
             raise
         finally:  # a broken GPU fails here again, which ends this process; the first reason is the true one
             if failure is not None:
-                task.event("error", reason=failure.reason, message=failure.message)
+                task.event("error", reason=failure.reason, message=failure.message, where=where)
         return failure.reason if failure is not None else None
 
     def _generate(self, task: Task, capabilities: Capabilities) -> None:

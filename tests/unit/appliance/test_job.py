@@ -15,7 +15,6 @@ from appliance.job import (
     Needs,
     Priority,
     Reason,
-    describe_for_log,
     estimate_cost_ms,
     is_job_id,
     is_legal,
@@ -166,20 +165,6 @@ def test_an_old_request_keeps_its_text() -> None:
 
 def test_slack_orders_the_priorities() -> None:
     assert Priority.HIGH.slack_seconds < Priority.NORMAL.slack_seconds < Priority.LOW.slack_seconds
-
-
-def test_the_log_shows_parameters_with_defaults_but_no_prompt() -> None:
-    shown = describe_for_log({"prompt": "secret wish", "steps": 3, "loras": [{"name": "l"}]})
-    assert "secret wish" not in json.dumps(shown)
-    assert (shown["steps"], shown["width"], shown["format"], shown["loras"]) == (3, 512, ["mp4"], ["l"])
-
-
-def test_the_log_names_pictures_and_never_shows_them() -> None:
-    full = request(init_image=PNG, controlnets=[CONTROL], sparse_control=SPARSE, free_init={}).canonical_json()
-    shown = describe_for_log(json.loads(full))
-    assert PNG not in json.dumps(shown)
-    assert shown["pictures"] == ["init_image", "controlnets", "sparse_control"]
-    assert (shown["controlnets"], shown["sparse_control"], shown["free_init"]) == (["c"], "s", 3)
 
 
 def request(**more: object) -> JobRequest:

@@ -64,6 +64,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 def patched(monkeypatch: pytest.MonkeyPatch, fake: FakeClient) -> Cluster:
     """`Client.nodes` is handed over as a function, so the class has to have the fake's."""
     monkeypatch.setattr(Client, "order", lambda _, worker, order: fake.order(worker, order))
+    monkeypatch.setattr(Client, "drop_order", lambda _, worker: fake.drop_order(worker))
     monkeypatch.setattr(Client, "nodes", lambda _: fake.nodes())
     cluster = Cluster((), "key", None)
     monkeypatch.setattr(Cluster, "ask", lambda _, question: fake.ask(question))
@@ -121,5 +122,5 @@ def test_traffic_in_a_word() -> None:
 
 
 def test_no_gateway_answers() -> None:
-    with pytest.raises(Unhealthy, match="no gateway answers"):
+    with pytest.raises(Unhealthy, match="no gateway has an answer"):
         Cluster((), "key", None).ask(Client.nodes)

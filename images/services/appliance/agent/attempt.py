@@ -105,7 +105,7 @@ class Attempt:
             order = make_order(self._claim, plain=self._ping.capabilities is None)
         except (ValueError, RecursionError) as error:
             return crashed(f"the job's request cannot be read: {error}", Reason.UNKNOWN)
-        self._progress.memory = order.memory.label
+        self._progress.memory, self._progress.parameters = order.memory.label, order.parameters
         return order
 
     async def _begin(self, order: Order | Failed) -> Ending:
@@ -239,7 +239,7 @@ class Attempt:
         """Where the job went from here, or None where this attempt has no say any more."""
         claim = self._claim
         answer = await self._until_answered(
-            lambda: self._queue.fail(claim, failed.kind, failed.reason.value, failed.message)
+            lambda: self._queue.fail(claim, failed.kind, failed.reason.value, failed.message, where=failed.where)
         )
         if answer.status == "fenced":
             log.warning("job %s was taken away before its failure was told", claim.job_id, extra=self._fields())

@@ -23,6 +23,8 @@ class Failed:
     kind: FailKind
     reason: Reason
     message: str
+    where: str = ""
+    """The place in the engine's code, if it told one."""
 
     @property
     def refused(self) -> bool:
@@ -63,7 +65,9 @@ def refused(message: str) -> Failed:
 
 def of_error_event(event: dict[str, Any]) -> Failed:
     reason = Reason.parse(event.get("reason"))
-    return Failed(KIND_OF_REASON.get(reason, FailKind.ERROR), reason, str(event.get("message") or "no message"))
+    kind, where = KIND_OF_REASON.get(reason, FailKind.ERROR), event.get("where")
+    message = str(event.get("message") or "no message")
+    return Failed(kind, reason, message, where if isinstance(where, str) else "")
 
 
 def of_done_event(event: dict[str, Any]) -> Finished | Failed:

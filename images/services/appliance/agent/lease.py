@@ -50,7 +50,7 @@ class Lease:
 
     async def beat(self) -> BeatAnswer:
         progress = self._progress
-        return await self._queue.beat(
+        answer = await self._queue.beat(
             self._claim,
             progress.step,
             progress.total_steps,
@@ -58,7 +58,10 @@ class Lease:
             memory=progress.memory,
             resumed_from=progress.resumed_from if progress.started else None,
             checkpoint_step=progress.checkpoint_step if progress.started else None,
+            parameters=progress.parameters or None,
         )
+        progress.parameters = ""
+        return answer
 
     def _hear(self, answer: BeatAnswer) -> None:
         if answer is BeatAnswer.OK or self.told.done():

@@ -13,6 +13,7 @@ from appliance.agent.presence import Presence
 from appliance.agent.trash import TrashCollector
 from appliance.agent.webui import LOCAL_RUN, AnyWebui, WebuiError
 from appliance.errors import QueueError, StorageError
+from appliance.gpu import Gpu
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
 from appliance.logs import OnceUntilChanged, fields
 from appliance.outcome_log import log_outcomes
@@ -99,7 +100,11 @@ class Agent:
         try:
             ping = self._presence.ping
             answer = await self._queue.claim(
-                self._settings.worker, self._nonce, ping.capabilities, boot_id=self._presence.boot_id
+                self._settings.worker,
+                self._nonce,
+                ping.capabilities,
+                boot_id=self._presence.boot_id,
+                gpu=Gpu.of_ping(ping.gpu),
             )
         except QueueError as error:
             # The same nonce again: if the claim did reach Redis, the answer will be the same job.

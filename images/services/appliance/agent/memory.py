@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from appliance.agent.ending import Failed
-from appliance.job import JobRequest, Reason
+from appliance.job import JobRequest
 from appliance.queue import FailKind
 
 SMALLER_CONTEXTS = (12, 8)
@@ -52,7 +52,7 @@ def after_oom(failed: Failed, request: Mapping[str, Any], memory: Memory) -> Fai
     if failed.kind is not FailKind.OOM or memory != ladder(request)[-1]:
         return failed
     message = f"out of memory even with {memory.label}; ask for {_less_of(request)} ({failed.message})"
-    return Failed(FailKind.PERMANENT, Reason.OOM, message)
+    return replace(failed, kind=FailKind.PERMANENT, message=message)
 
 
 def _less_of(request: Mapping[str, Any]) -> str:

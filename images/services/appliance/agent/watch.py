@@ -26,6 +26,8 @@ class Progress:
         self.resumed_from = 0
         self.checkpoint_step = 0
         self.memory = ""
+        self.parameters = ""
+        """Of the job, until the queue has heard them."""
         self.began = time.monotonic()
         self._part = 0
         self.order_sent()

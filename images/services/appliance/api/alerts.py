@@ -10,9 +10,9 @@ from typing import Final, Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
-from appliance.api.nodes import ALIVE_SECONDS, Operator, give, others_work, require_operator, take_back
+from appliance.api.nodes import ALIVE_SECONDS, give, others_work, take_back
 from appliance.api.problems import documented, unavailable
-from appliance.api.services import Services, ServicesHere, patiently
+from appliance.api.services import Services, ServicesHere, get_operator, patiently
 from appliance.logs import fields
 from appliance.queue.nodes import Look
 from appliance.queue.orders import Order, OrderKind
@@ -42,8 +42,8 @@ class AlertAnswer(BaseModel):
     workers: dict[str, str]
 
 
-@router.post("", response_model=AlertAnswer, dependencies=[Depends(require_operator)])
-async def take_alerts(services: ServicesHere, caller: Operator, group: AlertGroup) -> AlertAnswer:
+@router.post("", response_model=AlertAnswer, dependencies=[Depends(get_operator)])
+async def take_alerts(services: ServicesHere, group: AlertGroup) -> AlertAnswer:
     """503 where a worker should come back but its agent is silent: Alertmanager asks again."""
     look = await patiently(services, services.queue.nodes.look)
     done: dict[str, str] = {}

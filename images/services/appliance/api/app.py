@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from appliance.api import alerts, cluster, events, jobs, nodes, results
+from appliance.api import alerts, cluster, errors, events, jobs, nodes, results, trace
 from appliance.api.auth import TASK_PATHS, Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
 from appliance.api.openapi import install_openapi
@@ -16,15 +17,18 @@ from appliance.api.problems import install_handlers
 from appliance.api.sdapi import PREFIX, SdapiRoutes
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
+from appliance.causes.desk import Desk
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.queue import Queue
 from appliance.settings import ApiSettings
 
-PARTS = (jobs, events, results, cluster, nodes, alerts)
+PARTS = (jobs, events, results, cluster, errors, trace, nodes, alerts)
 
 
 def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
-    services = Services(settings=settings, queue=queue, ticker=Ticker(queue))
+    stopping = asyncio.Event()
+    causes = Desk(queue, stopping)
+    services = Services(settings=settings, queue=queue, ticker=Ticker(queue), causes=causes, stopping=stopping)
     app = FastAPI(
         title="AnimateDiff HA appliance",
         version="1",
@@ -59,6 +63,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
         finally:
             services.stopping.set()
             await cancel_tasks(ticker)
+            await services.causes.close()
             await services.queue.close()
 
     return lifespan

@@ -82,7 +82,7 @@ async def read_cluster(services: ServicesHere, caller: Caller) -> ClusterView:
         workers=[_view_worker(worker, lease, caller) for worker in await queue.workers()],
         queue=stats.numbers(),
         failures_last_hour=dict(failures),
-        events=[_view_event(event) for event in events[-SHOWN_EVENTS:]] if caller.is_operator else None,
+        events=[view_event(event) for event in events[-SHOWN_EVENTS:]] if caller.is_operator else None,
     )
 
 
@@ -112,7 +112,7 @@ def _view_gpu(gpu: Mapping[str, Any] | None) -> GpuView | None:
         return None
 
 
-def _view_event(event: Mapping[str, str]) -> ClusterEvent:
+def view_event(event: Mapping[str, str]) -> ClusterEvent:
     milliseconds = event["id"].partition("-")[0]
     return ClusterEvent(
         id=event["id"],

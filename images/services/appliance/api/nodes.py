@@ -7,9 +7,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from appliance.api.auth import Identity
 from appliance.api.problems import Problem, documented
-from appliance.api.services import Caller, Services, ServicesHere, patiently
+from appliance.api.services import Operator, Services, ServicesHere, get_operator, patiently
 from appliance.queue.nodes import Look
 from appliance.queue.orders import Order, OrderKind
 from appliance.queue.types import WorkerRecord
@@ -20,18 +19,11 @@ HOST: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 INDEX: Final = r"^[0-9]{1,4}$"
 
 
-def require_operator(caller: Caller) -> Identity:
-    if not caller.is_operator:
-        raise Problem(403, "forbidden", "this needs an operator's key")
-    return caller
-
-
-Operator = Annotated[Identity, Depends(require_operator)]
 router = APIRouter(
     prefix="/api/v1/nodes",
     tags=["nodes"],
     responses=documented(401, 403, 503),
-    dependencies=[Depends(require_operator)],
+    dependencies=[Depends(get_operator)],
 )
 
 

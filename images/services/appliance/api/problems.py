@@ -58,6 +58,10 @@ def not_found(job_id: str) -> Problem:
     return Problem(404, "no-such-job", f"there is no job {job_id[:64]!r}, or it belongs to somebody else")
 
 
+def operators_only() -> Problem:
+    return Problem(403, "forbidden", "this needs an operator's key")
+
+
 def unavailable(detail: str) -> Problem:
     return Problem(503, "queue-unavailable", detail, headers={"Retry-After": RETRY_SECONDS})
 

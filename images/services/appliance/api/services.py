@@ -12,8 +12,9 @@ from fastapi import Depends, Path
 from starlette.requests import HTTPConnection
 
 from appliance.api.auth import Identity, identity_of
-from appliance.api.problems import not_found
+from appliance.api.problems import not_found, operators_only
 from appliance.api.ticker import Ticker
+from appliance.causes.desk import Desk
 from appliance.errors import QueueUnavailable
 from appliance.job import is_job_id
 from appliance.queue import JobRecord, Queue
@@ -29,6 +30,7 @@ class Services:
     settings: ApiSettings
     queue: Queue
     ticker: Ticker
+    causes: Desk
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -42,8 +44,16 @@ def get_identity(connection: HTTPConnection) -> Identity:
     return identity_of(connection.state)
 
 
+def get_operator(connection: HTTPConnection) -> Identity:
+    caller = get_identity(connection)
+    if not caller.is_operator:
+        raise operators_only()
+    return caller
+
+
 ServicesHere = Annotated[Services, Depends(get_services)]
 Caller = Annotated[Identity, Depends(get_identity)]
+Operator = Annotated[Identity, Depends(get_operator)]
 JobId = Annotated[str, Path(description="a job's id", max_length=64)]
 
 

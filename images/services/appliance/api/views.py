@@ -24,7 +24,8 @@ class Accepted(BaseModel):
 
 
 class AttemptView(BaseModel):
-    """One ended attempt. `memory` names the memory settings it ran with, `resumed_from` the step it went on from."""
+    """One ended attempt. `memory` names the memory settings it ran with, `resumed_from` the step it went on from, `gpu`
+    what it ran on, `where` the place in the engine's code that failed; null where that is not known."""
 
     fence: int
     worker: str
@@ -35,6 +36,9 @@ class AttemptView(BaseModel):
     step: int
     resumed_from: int
     at: float
+    started_at: float | None
+    gpu: str | None
+    where: str | None
 
 
 class Attempts(BaseModel):

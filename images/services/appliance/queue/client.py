@@ -12,8 +12,10 @@ from redis.exceptions import NoScriptError
 
 from appliance import keys
 from appliance.errors import QueueError, QueueUnavailable
+from appliance.gpu import Gpu
 from appliance.job import Capabilities, JobState, Priority
 from appliance.queue.nodes import NodeBook
+from appliance.queue.past import PastJob, PastLine
 from appliance.queue.reader import Reader
 from appliance.queue.scripts import Script, load_scripts
 from appliance.queue.types import (
@@ -115,13 +117,21 @@ class Queue(Reader):
     # --- moves of workers ----------------------------------------------------------------------------------------
 
     async def claim(
-        self, worker: str, nonce: str, capabilities: Capabilities | None = None, *, boot_id: str = ""
+        self,
+        worker: str,
+        nonce: str,
+        capabilities: Capabilities | None = None,
+        *,
+        boot_id: str = "",
+        gpu: Gpu | None = None,
     ) -> Claim | Nothing:
         """The best waiting job that `capabilities` fit. `boot_id` as in `register`: a process that was replaced under
-        its worker's name gets nothing."""
+        its worker's name gets nothing. `gpu` is what the attempt's record says that it ran on."""
         arguments: dict[str, Any] = {"worker": worker, "nonce": nonce, "boot": boot_id, "turn": self._turn(nonce)}
         if capabilities is not None:
             arguments["can"] = capabilities.for_claim()
+        if gpu is not None:
+            arguments["gpu"] = gpu.label
         answer = await self._call("claim", arguments)
         if answer[0] == "none":
             _, cursor, due, outcomes = answer
@@ -148,8 +158,9 @@ class Queue(Reader):
         memory: str | None = None,
         resumed_from: int | None = None,
         checkpoint_step: int | None = None,
+        parameters: str | None = None,
     ) -> BeatAnswer:
-        """What is None stays as it was told before."""
+        """What is None stays as it was told before. `parameters` (JSON) are the job's; what was told first stays."""
         told = {
             "step": step,
             "total": total_steps,
@@ -157,6 +168,7 @@ class Queue(Reader):
             "memory": None if memory is None else memory[:LABEL_LIMIT],
             "resumed": resumed_from,
             "checkpoint": checkpoint_step,
+            "params": parameters,
         }
         known = {name: value for name, value in told.items() if value is not None}
         return BeatAnswer(await self._call("beat", {**_holder(claim), **known}))
@@ -164,12 +176,14 @@ class Queue(Reader):
     async def commit(self, claim: Claim, result: str, *, adopted: bool = False) -> CommitAnswer:
         return CommitAnswer(await self._call("commit", {**_holder(claim), "adopted": adopted}, result))
 
-    async def fail(self, claim: Claim, kind: FailKind, reason: str, message: str) -> Settlement:
+    async def fail(self, claim: Claim, kind: FailKind, reason: str, message: str, *, where: str = "") -> Settlement:
+        """`where` is the place in the code that failed."""
         arguments = {
             **_holder(claim),
             "kind": kind.value,
             "reason": reason,
             "message": message[:MESSAGE_LIMIT],
+            "where": where[:LABEL_LIMIT],
             # Redis seeds Lua's random numbers alike for every script run: the jitter has to come from here.
             "jitter": random.random(),  # noqa: S311
         }
@@ -191,6 +205,11 @@ class Queue(Reader):
         """Cross-checks one bounded slice of all records; begin with "", go on with the answer until it is "" again."""
         report = json.loads(await self._call("repair", {"cursor": cursor}))
         return report.pop("cursor"), RepairReport(**report)
+
+    async def past_jobs(self, line: PastLine, first: int, count: int) -> tuple[int, list[PastJob]]:
+        """How many jobs that slice of the line has, and those that are still kept; "done" begins with the newest."""
+        size, rows = await self._call("past", {"line": line, "first": first, "count": count})
+        return int(size), [PastJob.parse(row) for row in rows]
 
     async def stats(self) -> QueueStats:
         return QueueStats(**json.loads(await self._call("stats", {})))

@@ -15,6 +15,8 @@ from appliance.queue.types import JobRecord, StreamEvent, WorkerRecord
 from appliance.redis_link import RedisLink
 
 NOTES_SECONDS = 7 * 86400
+MOST_EVENTS = 5000
+"""Of the cluster's, about: the scripts and `NodeBook.tell` let go of older ones."""
 StreamEntries = list[tuple[str, dict[str, str]]]
 
 
@@ -84,6 +86,18 @@ class Reader:
             start = str(int((now - seconds) * 1000))
             entries = cast("StreamEntries", await client.xrange(keys.EVENTS, start, "+", limit))
             return [{"id": entry_id, **values} for entry_id, values in entries]
+
+        return await self._link.run(read)
+
+    async def cluster_events_between(self, start: float, end: float) -> tuple[bool, list[dict[str, str]]]:
+        """Oldest first, by Unix times of the server; False where some of that time are not kept any more."""
+
+        async def read(client: Redis) -> tuple[bool, list[dict[str, str]]]:
+            first = cast("StreamEntries", await client.xrange(keys.EVENTS, count=1))
+            kept = await client.xlen(keys.EVENTS) < MOST_EVENTS or int(first[0][0].partition("-")[0]) / 1000 <= start
+            times = (str(max(0, int(start * 1000))), str(int(end * 1000)))
+            entries = cast("StreamEntries", await client.xrange(keys.EVENTS, *times, count=2 * MOST_EVENTS))
+            return kept, [{"id": entry_id, **values} for entry_id, values in entries]
 
         return await self._link.run(read)
 

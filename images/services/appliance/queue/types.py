@@ -178,7 +178,8 @@ class QueueStats:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One ended attempt. `memory` names the memory settings it ran with; `at` is a Unix time in seconds."""
+    """One ended attempt. `memory` names the memory settings it ran with, `gpu` what it ran on, `where` the place in the
+    engine's code that failed; times are Unix seconds."""
 
     fence: int
     worker: str
@@ -189,6 +190,9 @@ class AttemptRecord:
     step: int
     resumed_from: int
     at: float
+    started_at: float | None = None
+    gpu: str | None = None
+    where: str | None = None
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> AttemptRecord:
@@ -202,6 +206,9 @@ class AttemptRecord:
             step=int(raw.get("step") or 0),
             resumed_from=int(raw.get("resumed_from") or 0),
             at=raw["at"] / 1000,
+            started_at=raw["started"] / 1000 if raw.get("started") else None,
+            gpu=raw.get("gpu") or None,
+            where=raw.get("where") or None,
         )
 
 
@@ -236,6 +243,8 @@ class JobRecord:
     checkpoint_step: int = 0
     memory: str | None = None
     resumed_from: int = 0
+    parameters: str = ""
+    """JSON, as told by the first attempt; empty before."""
     history: tuple[AttemptRecord, ...] = ()
 
     @classmethod
@@ -268,6 +277,7 @@ class JobRecord:
             checkpoint_step=int(raw.get("checkpoint", 0)),
             memory=raw.get("memory") or None,
             resumed_from=int(raw.get("resumed", 0)),
+            parameters=raw.get("params", ""),
             history=tuple(AttemptRecord.parse(item) for item in json.loads(raw.get("history") or "[]")),
         )
 

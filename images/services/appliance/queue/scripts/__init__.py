@@ -13,7 +13,8 @@ from appliance import keys
 
 # A full memory stops new jobs, never the end of accepted ones: what the others write is little, and tick frees some.
 FLAGS = dict.fromkeys(("claim", "beat", "commit", "fail", "cancel", "tick", "worker", "repair"), "allow-oom") | {
-    "stats": "no-writes"  # also while Redis takes no writes
+    "stats": "no-writes",  # also while Redis takes no writes
+    "past": "no-writes",
 }
 SHARED = ("shared.lua", "attempts.lua", "passing.lua")  # each uses those before it
 NAMES = (
@@ -28,6 +29,7 @@ NAMES = (
     "worker",
     "requeue_dead",
     "repair",
+    "past",
 )
 
 

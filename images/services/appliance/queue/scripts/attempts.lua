@@ -35,21 +35,22 @@ local function with_attempt(history, attempt)
   return '[' .. string.sub(joined, string.find(joined, '\n', 1, true) + 1)
 end
 
-local function history_with(job, kind, reason, message)
+local function history_with(job, kind, reason, message, where)
   local attempt = {
     fence = job.fence, worker = job.owner, kind = kind, reason = reason or cjson.null, message = message or cjson.null,
     memory = job.memory or '', step = tonumber(job.step or 0), resumed_from = tonumber(job.resumed or 0), at = now,
+    started = tonumber(job.started), gpu = job.gpu ~= '' and job.gpu or nil, where = where ~= '' and where or nil,
   }
   return with_attempt(job.history, attempt)
 end
 
-local function remember(id, job, kind, reason, message)
-  redis.call('HSET', K.j .. id, 'history', history_with(job, kind, reason, message))
+local function remember(id, job, kind, reason, message, where)
+  redis.call('HSET', K.j .. id, 'history', history_with(job, kind, reason, message, where))
 end
 
 -- All that ending an attempt asks of a running job, by name.
 local ATTEMPT_FIELDS = {'owner', 'fence', 'entry', 'cancel', 'memory', 'step', 'resumed', 'history', 'started', 'res',
-  'cost', 'deadline', 'replayed', 'state', 'nonce'}
+  'cost', 'deadline', 'replayed', 'state', 'nonce', 'gpu'}
 
 local function get_attempt(id)
   local values, job = get(id, unpack(ATTEMPT_FIELDS)), {}
@@ -158,7 +159,7 @@ local function note_failure(worker, kind, reason)
 end
 
 -- The end of an attempt without a result. kind: error | oom | crash | release | refused | permanent | cancelled
-local function end_attempt(id, kind, reason, message)
+local function end_attempt(id, kind, reason, message, where)
   local job = get_attempt(id)
   leave_running(id, job.entry, job.owner)
   local state
@@ -167,7 +168,7 @@ local function end_attempt(id, kind, reason, message)
     remember(id, job, 'cancelled', reason, message)
     state = finish(id, job, 'cancelled', reason, 'cancelled while running')
   else
-    remember(id, job, kind, reason, message)
+    remember(id, job, kind, reason, message, where)
     local over, delay_ms = verdict(id, job, kind)
     if over then state = finish(id, job, 'dead', reason, message)
     else state = requeue(id, job, delay_ms, reason, message) end

@@ -1,10 +1,13 @@
 -- Renews a lease and carries progress.
--- A        {id, nonce, fence (text), step, total, phase; memory (a label), resumed and checkpoint (steps) when told}
+-- A        {id, nonce, fence (text), step, total, phase; memory (a label), resumed and checkpoint (steps) and
+--          params (JSON text: the job's parameters, for good) when told}
 -- result   "ok" | "cancel" (renewed, but its user wants it stopped) | "fenced"
 observe_epoch(false)
 local job = get(A.id, 'state', 'nonce', 'fence', 'cancel', 'step', 'phase', 'memory', 'resumed', 'checkpoint')
 if job[1] ~= 'running' or job[2] ~= A.nonce or job[3] ~= A.fence then return 'fenced' end
 redis.call('ZADD', K.lease, int(now + C.lease_ms), A.id)
+
+if A.params then redis.call('HSETNX', K.j .. A.id, 'params', A.params) end
 
 local changes = {}
 local function note(field, before, value)

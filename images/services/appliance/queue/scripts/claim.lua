@@ -1,6 +1,6 @@
 -- Leases the best waiting job that fits to a worker that holds none.
 -- A        {worker, nonce, boot (of the process, or ""), turn (grows from one nonce of the process to the next),
---          can (its capabilities; without it it can run anything)};
+--          can (its capabilities; without it it can run anything), gpu (a label, where it has one)};
 --          the same nonce again returns the same job (a lost answer costs nothing)
 -- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON, ooms, user}
 --          {"none", wake cursor, ms to the next due item or "-1", outcomes JSON}
@@ -30,7 +30,7 @@ local function lease(id, job)
   redis.call('ZADD', K.lease, now + C.lease_ms, id)
   redis.call('HSET', K.j .. id, 'state', 'running', 'owner', A.worker, 'nonce', A.nonce, 'fence', fence,
     'entry', entry, 'started', now, 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
-    'resumed', 0)
+    'resumed', 0, 'gpu', A.gpu or '')
   redis.call('HSET', K.w .. A.worker, 'job', id)
   if not job[4] then emit_submitted(id, job[5]) end
   emit(id, 'running', {state = 'running', worker = A.worker, fence = fence})

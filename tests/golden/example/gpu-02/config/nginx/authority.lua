@@ -3,7 +3,7 @@ local handshake = require "handshake"
 local state = require "state"
 
 local CREDENTIALS = { "Authorization", "X-Api-Key" }
-local CONNECT_MS, SEND_MS, READ_MS = 1000, 1000, 5000
+local CONNECT_MS, SEND_MS, READ_MS = 500, 500, 1000 -- then another one is asked
 local KEPT_MS, KEPT = 4000, 32 -- below the 5 s after which the api closes an idle connection
 local LONGEST_HEAD = 8192
 
