@@ -15,6 +15,7 @@ EPILOG = """\
 examples:
   python -m appliance api                      serve the public API (behind the gateway)
   python -m appliance agent                    lease jobs for one GPU and have its webui do them
+  python -m appliance exporter                 tell Prometheus what this host does
   python -m appliance storage-init --create    prepare the two volumes, once, before anything else
   python -m appliance healthcheck api          exit 0 when the api of this container is alive
 
@@ -34,10 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser("api", help="the public HTTP API: submit, watch and fetch jobs")
     verbs.add_parser("agent", help="one per GPU: leases jobs, drives the webui, commits results")
     verbs.add_parser("controller", help="probes the nodes and tells the gateway who gets traffic")
+    verbs.add_parser("exporter", help="one per host: its GPUs, jobs and gateway, for Prometheus")
     init = verbs.add_parser("storage-init", help="verify the two volumes; with --create, prepare them")
     init.add_argument("--create", action="store_true", help="make folders and marker files, owned by 10001:10001")
     health = verbs.add_parser("healthcheck", help="exit 0 when alive, 1 otherwise, within 2 s")
-    health.add_argument("what", choices=("api", "agent", "controller", "http"), help="the service, or `http URL`")
+    checked = ("api", "agent", "controller", "exporter", "http")
+    health.add_argument("what", choices=checked, help="the service, or `http URL`")
     health.add_argument("url", nargs="?", help="the address for `http`; 2xx is healthy")
     return parser
 
@@ -70,6 +73,11 @@ def run_service(verb: str, environment: Mapping[str, str]) -> int:
         from appliance.agent.main import run as run_agent
 
         return run_agent(read_agent_settings(environment))
+    if verb == "exporter":
+        from appliance.exporter.main import run as run_exporter
+        from appliance.exporter.settings import read_exporter_settings
+
+        return run_exporter(read_exporter_settings(environment))
     from appliance.controller.main import run as run_controller
 
     run_controller()
@@ -93,8 +101,8 @@ def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
 def check_health(what: str, url: str | None, environment: Mapping[str, str]) -> int:
     if what == "http":
         problem = healthcheck.check_http(url or "")
-    elif what == "api":
-        problem = healthcheck.check_http(healthcheck.api_url(environment))
+    elif what in healthcheck.PORTS:
+        problem = healthcheck.check_http(healthcheck.own_url(what, environment))
     else:
         problem = healthcheck.check_heartbeat(what)
     if problem:

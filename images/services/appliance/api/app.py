@@ -22,7 +22,7 @@ from appliance.settings import ApiSettings
 
 
 def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
-    services = Services(settings=settings, queue=queue, ticker=Ticker(queue))
+    services = Services(settings=settings, queue=queue, ticker=Ticker(queue, settings.common.node_name))
     app = FastAPI(
         title="AnimateDiff HA appliance",
         version="1",
