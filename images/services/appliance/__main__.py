@@ -7,9 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from appliance import healthcheck, storage
 from appliance.errors import ApplianceError
-from appliance.settings import read_agent_settings, read_api_settings, read_storage_settings
 
 EPILOG = """\
 examples:
@@ -64,13 +62,16 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
 
 
 def run_service(verb: str, environment: Mapping[str, str]) -> int:
-    # Imported late: each service starts without the libraries of the others.
+    # Imported late: each service starts without the libraries of the others, and a health check, which every container
+    # has every few seconds, with next to none.
     if verb == "api":
         from appliance.api.main import run as run_api
+        from appliance.settings import read_api_settings
 
         return run_api(read_api_settings(environment))
     if verb == "agent":
         from appliance.agent.main import run as run_agent
+        from appliance.settings import read_agent_settings
 
         return run_agent(read_agent_settings(environment))
     if verb == "exporter":
@@ -85,6 +86,9 @@ def run_service(verb: str, environment: Mapping[str, str]) -> int:
 
 
 def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
+    from appliance import storage
+    from appliance.settings import read_storage_settings
+
     settings = read_storage_settings(environment)
     if create:
         storage.prepare(settings.jobs_dir)
@@ -99,6 +103,8 @@ def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
 
 
 def check_health(what: str, url: str | None, environment: Mapping[str, str]) -> int:
+    from appliance import healthcheck
+
     if what == "http":
         problem = healthcheck.check_http(url or "")
     elif what in healthcheck.PORTS:

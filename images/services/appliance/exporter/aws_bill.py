@@ -36,8 +36,8 @@ class Bill:
     @classmethod
     def parse(cls, text: str | None) -> Bill | None:
         try:
-            raw = json.loads(text) if text else None
-            return raw and cls(float(raw["at"]), {(str(s), bool(final)): float(usd) for s, final, usd in raw["usd"]})
+            raw = json.loads(text or "")
+            return cls(float(raw["at"]), {(str(s), bool(final)): float(usd) for s, final, usd in raw["usd"]})
         except (ValueError, KeyError, TypeError):
             return None
 
