@@ -28,12 +28,13 @@ class Scrape:
     text: str
     seconds: float
     values: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    node: str = NODE
 
     def __post_init__(self) -> None:
         for family in text_string_to_metric_families(self.text):
             for sample in family.samples:
                 labels = dict(sample.labels)
-                assert labels.pop("node_name") == NODE, sample
+                assert labels.pop("node_name") == self.node, sample
                 known = self.values.setdefault(sample.name, {})
                 assert frozenset(labels.items()) not in known, f"twice: {sample}"
                 known[frozenset(labels.items())] = sample.value
