@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ def _use(library: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stat
     state = State(tmp_path / "nvml.txt")
     state.write()
     monkeypatch.setenv("NVML_STUB_STATE", str(state.path))
-    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(library / stub.SONAME)))
+    own = shutil.copy(library / stub.SONAME, tmp_path)  # loaded anew, whatever the test before has left open
+    monkeypatch.setattr(pynvml, "nvmlLib", ctypes.CDLL(str(own)))
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
     return state
 
@@ -212,6 +214,13 @@ def test_a_gpu_gets_lost_and_comes_back(watched: Watched) -> None:
     del watched.state.gpus[uuid_of(1)]["error"]
     watched.state.write()
     watched.until_ups(gpu0=True, gpu1=True, gpunvml_2=True)
+
+    def is_heard(now: dict[str, GpuState]) -> bool:
+        watched.state.xids.append((uuid_of(1), 31))
+        watched.state.write()
+        return bool(now["0"].xids)
+
+    watched.until(is_heard)
 
 
 def test_a_gpu_disappears_altogether_and_another_one_appears(watched: Watched) -> None:

@@ -8,8 +8,8 @@
  *   xid GPU-<uuid> 79
  *
  * One line per GPU, in the order of their indices; sizes are MiB. A key that is missing is "not supported". `error=15`
- * fails every call about the GPU with that error, `hang=1` lets it not return until the line is gone; `enum_error=15`
- * fails the look for its handle. An xid is told once, to the sets that were there before its line.
+ * fails every call about the GPU with that error (15, "is lost", until NVML is shut down and begun anew), `hang=1` lets it
+ * not return until that is gone; `enum_error=15` fails the look for its handle. An xid is told once, to the sets that were there before its line.
  * Compiled with -DOLD it lacks what drivers of 2020 lack. Structures and numbers are those of nvml.h. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +21,7 @@
 enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TIMEOUT = 10, IS_LOST = 15 };
 enum { MAX_GPUS = 64, LINE = 1024, XID_CRITICAL = 8 };
 
-typedef struct device { char uuid[96]; } device;
+typedef struct device { char uuid[96]; int lost_in; } device;
 typedef struct { unsigned long long total, free, used; } memory_v1;
 typedef struct { unsigned int version; unsigned long long total, reserved, free, used; } memory_v2;
 typedef struct { unsigned int gpu, memory; } utilization;
@@ -31,7 +31,7 @@ typedef struct { device *device; unsigned long long type, data; unsigned int gpu
 typedef struct { device *devices[MAX_GPUS]; int count, next; long long size; } event_set;
 
 static device devices[MAX_GPUS];
-static int started;
+static int started, generation;
 
 static void nap(long ms) { struct timespec pause = {ms / 1000, ms % 1000 * 1000000L}; nanosleep(&pause, NULL); }
 
@@ -88,7 +88,10 @@ static int trouble(device *gpu) {
     char value[128];
     if (!started) return UNINITIALIZED;
     while (lookup(gpu, "hang", value)) nap(20);
-    return lookup(gpu, "error", value) ? atoi(value) : OK;
+    if (gpu->lost_in == generation) return IS_LOST;
+    if (!lookup(gpu, "error", value)) return OK;
+    if (atoi(value) == IS_LOST) gpu->lost_in = generation;
+    return atoi(value);
 }
 
 static int ask(device *gpu, const char *key, unsigned long long *answer) {
@@ -112,7 +115,7 @@ int nvmlInitWithFlags(unsigned int flags) {
     char line[LINE];
     (void)flags;
     if (find_line("init", 0, line)) return atoi(line);
-    started++;
+    if (!started++) generation++;
     return OK;
 }
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
