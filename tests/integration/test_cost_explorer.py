@@ -96,6 +96,20 @@ async def test_throttling_in_the_middle_goes_on_where_it_was(aws: Aws, explorer:
     assert explorer.requests == 4
 
 
+async def test_a_moments_trouble_of_aws_is_waited_for(aws: Aws, explorer: CostExplorer) -> None:
+    aws.fails("InternalFailure", status=500)
+    aws.fails("ServiceUnavailable", status=503)
+    aws.answers(page(("Amazon EC2", "2")))
+    assert (await explorer.ask(NOW)).usd == {("Amazon EC2", True): 2.0}
+
+
+async def test_what_is_asked_wrongly_is_not_asked_again(aws: Aws, explorer: CostExplorer) -> None:
+    aws.fails("ValidationException")
+    with pytest.raises(CostExplorerError, match="ValidationException"):
+        await explorer.ask(NOW)
+    assert explorer.requests == 1
+
+
 async def test_throttling_without_end_is_given_up(aws: Aws, explorer: CostExplorer) -> None:
     for _ in range(cost_explorer.MOST_TRIES):
         aws.fails("ThrottlingException")
@@ -164,6 +178,18 @@ async def test_a_restart_asks_nothing_that_is_known(
         assert client.asked == asked, start
         assert explorer.bill is not None
         assert explorer.requests == asked
+    await link.close()
+
+
+async def test_a_clock_that_was_a_year_ahead_does_not_keep_it_from_asking(
+    redis: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = RedisLink(redis_server.settings)
+    client = Counted(lambda: page(("Amazon EC2", "1")))
+    for start in (365 * 86400.0, 0.0):
+        with at(monkeypatch, start):
+            await CostExplorer(link, lambda: client)._look()
+    assert client.asked == 2
     await link.close()
 
 

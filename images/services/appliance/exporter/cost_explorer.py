@@ -72,7 +72,7 @@ def _default_section(credentials: Secret) -> dict[str, str]:
         section["aws_access_key_id"], section["aws_secret_access_key"]
     except (configparser.Error, KeyError):
         what = "a section [default] with aws_access_key_id and aws_secret_access_key"
-        raise CostExplorerError(f"the file of cost.aws.credentials_file lacks {what}") from None
+        raise CostExplorerError(f"the file of cost.aws_credentials lacks {what}") from None
     return section
 
 
@@ -100,8 +100,9 @@ class CostExplorer:
         self.bill = Bill.parse(known.get("bill")) or self.bill
         self.requests = max(self.requests, int(known.get("requests", 0)))
         now = time.time()
-        is_due = self.bill is None or now - self.bill.at >= PERIOD_SECONDS
-        if not is_due or now - float(known.get("asked_at", 0)) < float(known.get("pause", 0)):
+        # A time to come is that of a clock which was wrong: it must not keep anybody from asking.
+        has_fresh = self.bill is not None and 0 <= now - self.bill.at < PERIOD_SECONDS
+        if has_fresh or 0 <= now - float(known.get("asked_at", 0)) < float(known.get("pause", 0)):
             return
         await self._remember({"asked_at": str(now), "pause": str(LEAST_PAUSE_SECONDS)})
         try:
@@ -141,9 +142,9 @@ class CostExplorer:
             except Exception as error:
                 code = _code_of(error)
                 if code in DENIED:
-                    needed = "the user of cost.aws.credentials_file needs valid keys, and leave for ce:GetCostAndUsage"
+                    needed = "the user of cost.aws_credentials needs valid keys, and leave for ce:GetCostAndUsage"
                     raise CostExplorerError(f"{code}; {needed}") from error
-                if code is not None and code not in THROTTLED:
+                if code is not None and code not in THROTTLED and _status_of(error) < 500:
                     raise CostExplorerError(f"{code}: {error}") from error
                 log.info("AWS: %s, trying again later", code or error, extra=fields(event="aws_again"))
             await asyncio.sleep(FIRST_WAIT_SECONDS * 2**number * random.uniform(0.75, 1.25))  # noqa: S311
@@ -173,6 +174,11 @@ def _code_of(error: Exception) -> str | None:
     """AWS' own name of an error; None for a connection that failed."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code")) if isinstance(response, dict) else None
+
+
+def _status_of(error: Exception) -> int:
+    response: dict[str, Any] = getattr(error, "response", {})
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 async def in_thread(work: Callable[[], T]) -> T:
