@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import date
 from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import PurePosixPath
 
 from generator import ports
 from generator.errors import Problem
+from generator.explain import did_you_mean
 from generator.load import Loaded, by_line
 from generator.marks import Path
 from generator.model import (
@@ -21,6 +23,7 @@ from generator.model import (
     Variant,
     VrrpMode,
     WebuiEngine,
+    plain_model,
 )
 
 REQUIRED_ROLES = (Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER)
@@ -418,6 +421,44 @@ def _storage(loaded: Loaded) -> Iterator[Problem]:
         yield loaded.problem(("storage", "driver"), hint, value=storage.driver.value)
 
 
+# --- cost ----------------------------------------------------------------------------------------------------------
+
+
+def _prices(loaded: Loaded) -> Iterator[Problem]:
+    cost, hosts = loaded.cluster.cost, loaded.cluster.hosts
+    named = {
+        "gpu_prices": [("model", price.model, plain_model(price.model), price.as_of) for price in cost.gpu_prices],
+        "host_prices": [("host", price.host, price.host, price.as_of) for price in cost.host_prices],
+    }
+    for table, prices in named.items():
+        first: dict[str, int] = {}
+        for index, (key, name, plain, as_of) in enumerate(prices):
+            path: Path = ("cost", table, index)
+            if (seen := first.setdefault(plain, index)) != index:
+                where = _where(loaded, ("cost", table, seen, key))
+                yield loaded.problem((*path, key), f"has a price already ({where}); remove one")
+            elif key == "host" and name not in hosts:
+                hint = f"no host of this name{did_you_mean(name, hosts)}; correct it, or remove the price"
+                yield loaded.problem((*path, key), hint)
+            elif key == "host" and not ports.EXPORTED_ROLES & set(hosts[name].roles):
+                roles = ", ".join(sorted(role.value for role in ports.EXPORTED_ROLES))
+                yield loaded.problem(
+                    (*path, key), f"has none of the roles {roles}, so nobody tells its price; remove it"
+                )
+            if not _is_day(as_of):
+                yield loaded.problem((*path, "as_of"), "no day of the calendar; correct it")
+    if cost.gpu_prices and not any(host.gpus for host in hosts.values()):
+        yield loaded.problem(("cost", "gpu_prices"), "no host has GPUs; use host_prices instead")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
 RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _duplicate_addresses,
     _unusable_addresses,
@@ -440,4 +481,5 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _tls,
     _acme,
     _storage,
+    _prices,
 )

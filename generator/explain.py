@@ -32,6 +32,8 @@ PATTERN_HINTS = {
     model.SHA256: "not a SHA-256 checksum; paste the 64 characters that sha256sum prints",
     model.ALLOCATOR: "not an allocator setting; write it like expandable_segments:True, without spaces",
     model.USER_NAME: "not a user's name; use at most 64 letters, digits, dots, dashes and underscores",
+    model.GPU_MODEL: "not a GPU's model; write it as `nvidia-smi -L` does, like A10G",
+    model.DAY: 'not a day; write it in quotes, like "2026-01-15"',
     model.INTERFACE: "not a network interface; `ip -4 address` on the gateway hosts lists them",
     model.IMAGE: "not an image; write it like registry.example.net/a1111:1.10.1",
     model.ACME_DIRECTORY: "not an ACME directory; write its address, like https://acme.example.net/directory",

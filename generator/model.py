@@ -29,6 +29,8 @@ ACME_DIRECTORY = r"^https://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?/[A-Za-z0-9._/-]{0
 EMAIL = r"^[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,253}$"
 FOREIGN_URL = r"^https?://[A-Za-z0-9.{}-]{1,253}(:[0-9{}a-z]{1,15})?$"
 INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
+GPU_MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}$"
+DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 # What each pattern means in words stands in `explain`; a test holds the two together.
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
@@ -121,6 +123,15 @@ class VrrpMode(str, Enum):
 class LogDriver(str, Enum):
     NONE = "none"
     ELASTIC = "elastic"
+
+
+class Market(str, Enum):
+    """How a price has come about."""
+
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+    RESERVED = "reserved"
+    OWNED = "owned"
 
 
 class ModelKind(str, Enum):
@@ -260,6 +271,36 @@ class Worker(Part):
 
 class Monitoring(Part):
     retention_days: Annotated[int, Field(ge=1, le=365)] = 15
+    article_names: bool = True
+
+
+class Price(Part):
+    """As of some day; nobody asks for a newer one."""
+
+    usd_per_hour: Annotated[float, Field(ge=0, le=100_000)]
+    market: Market
+    as_of: Annotated[str, Field(pattern=DAY)]
+
+
+class GpuPrice(Price):
+    model: Annotated[str, Field(pattern=GPU_MODEL)]
+
+
+class HostPrice(Price):
+    host: Name
+
+
+def plain_model(name: str) -> str:
+    """NVML says `NVIDIA A10G`, people say `A10G`."""
+    return name.casefold().removeprefix("nvidia ").strip()
+
+
+class Cost(Part):
+    """What the machines cost. The price of a host counts before those of its GPUs."""
+
+    gpu_prices: Annotated[tuple[GpuPrice, ...], Field(default_factory=tuple, max_length=100)]
+    host_prices: Annotated[tuple[HostPrice, ...], Field(default_factory=tuple, max_length=5000)]
+    aws_credentials: AbsolutePath | None = None
 
 
 class Logs(Part):
@@ -282,4 +323,5 @@ class Cluster(Part):
     worker: Worker = Worker()
     timeouts: Timeouts = Timeouts()
     monitoring: Monitoring = Monitoring()
+    cost: Annotated[Cost, Field(default_factory=Cost)]
     logs: Logs = Logs()

@@ -15,6 +15,7 @@ from generator.model import (
     Host,
     LogDriver,
     ModelKind,
+    Price,
     Role,
     StorageDriver,
     TlsMode,
@@ -26,6 +27,7 @@ from generator.planned import (
     AcmePlan,
     CertificatePlan,
     ClusterPlan,
+    ExporterPlan,
     ForeignPlan,
     GatewayPlan,
     HostPlan,
@@ -86,6 +88,7 @@ def _host(
         api=Role.CONTROL in host.roles,
         queue=_queue(cluster, name, host, queue_hosts) if Role.QUEUE in host.roles else None,
         workers=_workers(cluster, name, host) if Role.WORKER in host.roles else (),
+        exporter=_exporter(cluster, name, host) if ports.EXPORTED_ROLES & set(host.roles) else None,
         redis_environment=redis_environment,
     )
 
@@ -220,6 +223,35 @@ def _queue(cluster: Cluster, name: str, host: Host, queue_hosts: list[tuple[str,
     )
 
 
+def _exporter(cluster: Cluster, name: str, host: Host) -> ExporterPlan:
+    return ExporterPlan(
+        workers=ports.worker_count(host),
+        gpus=tuple(gpu.uuid for gpu in host.gpus),
+        prices=_prices(cluster, name, host),
+        aws_credentials=cluster.cost.aws_credentials or "" if name == _host_that_asks_aws(cluster) else "",
+    )
+
+
+def _prices(cluster: Cluster, name: str, host: Host) -> str:
+    whole = next((price for price in cluster.cost.host_prices if price.host == name), None)
+    table: dict[str, object] = {}
+    if whole is not None:
+        table["host"] = _price(whole)
+    elif host.gpus and cluster.cost.gpu_prices:
+        table["gpus"] = {price.model: _price(price) for price in cluster.cost.gpu_prices}
+    return json.dumps(table, sort_keys=True, separators=(",", ":")) if table else ""
+
+
+def _price(price: Price) -> dict[str, object]:
+    return {"usd_per_hour": price.usd_per_hour, "market": price.market.value, "as_of": price.as_of}
+
+
+def _host_that_asks_aws(cluster: Cluster) -> str:
+    """One alone: every question costs. That of the metrics, if it has an exporter."""
+    told = [(name, host) for name, host in cluster.hosts.items() if ports.EXPORTED_ROLES & set(host.roles)]
+    return next((name for name, host in told if Role.METRICS in host.roles), told[0][0])
+
+
 def _redis_environment(cluster: Cluster, queue_hosts: list[tuple[str, Host]]) -> dict[str, str]:
     tls = {} if _single(cluster) else {"APPLIANCE_REDIS_CA": "/run/secrets/ca.crt"}
     if len(queue_hosts) > 1:
@@ -262,6 +294,7 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
         dtype=cluster.worker.dtype.value,
         model_cache_gib=cluster.worker.model_cache_gib,
         webui_limits=Limits(cluster.worker.cpus, cluster.worker.memory_gib << 10, 512),
+        article_names=cluster.monitoring.article_names,
         api_auth_file="" if foreign else cluster.webui.auth_file or "",
         foreign=ForeignPlan(cluster.webui.image or "", cluster.webui.auth_file or "") if foreign else None,
     )

@@ -144,6 +144,19 @@ class QueuePlan:
 
 
 @dataclass(frozen=True)
+class ExporterPlan:
+    """What the exporter has to know about its host."""
+
+    workers: int
+    gpus: tuple[str, ...]
+    """UUIDs, that of worker 0 first."""
+    prices: str
+    """JSON, see `PriceTable` of the exporter; empty: none is known."""
+    aws_credentials: str
+    """The file on the host whose exporter alone asks AWS; empty elsewhere."""
+
+
+@dataclass(frozen=True)
 class VolumePlan:
     """One compose volume; `options` are the local driver's, empty for a plain named volume."""
 
@@ -165,6 +178,8 @@ class HostPlan:
     api: bool
     queue: QueuePlan | None
     workers: tuple[WorkerPlan, ...]
+    exporter: ExporterPlan | None
+    """None where nothing of ours runs but monitoring."""
     redis_environment: dict[str, str]
 
     @property
@@ -215,6 +230,8 @@ class ClusterPlan:
     dtype: str
     model_cache_gib: float
     webui_limits: Limits
+    article_names: bool
+    """The exporters tell the article's names for metrics, too."""
     api_auth_file: str = ""
     """Users of the nodes themselves; empty: none but the cluster's own parts."""
     foreign: ForeignPlan | None = None
@@ -229,6 +246,8 @@ class ClusterPlan:
             "agent": Limits(1.0, 256, 64),
             # It holds a whole video, as text and as bytes, before it writes it.
             "agent-a1111": Limits(1.0, 1024, 64),
+            # Two threads for each GPU.
+            "exporter": Limits(0.5, 256, 128),
             "sentinel": Limits(0.5, 128, 64),
             "storage-init": Limits(1.0, 128, 32),
         }

@@ -18,13 +18,15 @@ GRAFANA = 3000
 LOGSTASH = 5044
 ELASTICSEARCH = 9200
 
+EXPORTED_ROLES = frozenset({Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER})
+"""A host with one of these has an exporter."""
+
 _BY_ROLE: dict[Role, tuple[tuple[int, str], ...]] = {
     Role.CONTROL: ((API, "the api"),),
     Role.METRICS: ((PROMETHEUS, "Prometheus"), (ALERTMANAGER, "Alertmanager")),
     Role.DASHBOARDS: ((GRAFANA, "Grafana"),),
     Role.LOGS: ((LOGSTASH, "Logstash"), (ELASTICSEARCH, "Elasticsearch")),
 }
-_EXPORTERS = ((NODE_EXPORTER, "node-exporter"), (EXPORTER, "the exporter"))
 
 
 class Publication(NamedTuple):
@@ -40,11 +42,11 @@ def published(cluster: Cluster) -> Iterator[tuple[str, list[Publication]]]:
     """Per host. A single host publishes the gateway only: the rest stays inside its compose network."""
     several = len(cluster.hosts) > 1
     roles = [role for host in cluster.hosts.values() for role in host.roles]
-    exporters = _EXPORTERS if Role.METRICS in roles else ()
+    watched = Role.METRICS in roles
     sentinels = roles.count(Role.QUEUE) > 1
     for name, host in cluster.hosts.items():
         gateway = list(_gateway(cluster)) if Role.GATEWAY in host.roles else []
-        inner = list(_inner(cluster, host, exporters, sentinels)) if several else []
+        inner = list(_inner(cluster, host, watched, sentinels)) if several else []
         yield name, inner + gateway
 
 
@@ -58,14 +60,14 @@ def _gateway(cluster: Cluster) -> Iterator[Publication]:
         yield Publication(getattr(cluster.gateway, key), f"gateway.{key}", ("gateway", key), cluster.gateway.bind)
 
 
-def _inner(
-    cluster: Cluster, host: Host, exporters: tuple[tuple[int, str], ...], sentinels: bool
-) -> Iterator[Publication]:
+def _inner(cluster: Cluster, host: Host, watched: bool, sentinels: bool) -> Iterator[Publication]:
     for role in dict.fromkeys(host.roles):
         for port, owner in _BY_ROLE.get(role, ()):
             yield Publication(port, owner, (), host.address)
-    for port, owner in exporters:
-        yield Publication(port, owner, (), host.address)
+    if watched:
+        yield Publication(NODE_EXPORTER, "node-exporter", (), host.address)
+    if EXPORTED_ROLES & set(host.roles):
+        yield Publication(EXPORTER, "the exporter", (), host.address)
     if Role.QUEUE in host.roles:
         for key in ("port", "sentinel_port") if sentinels else ("port",):
             yield Publication(getattr(cluster.queue, key), f"queue.{key}", ("queue", key), host.address)

@@ -103,6 +103,7 @@ def _templates(host: HostPlan) -> list[str]:
         "worker": bool(host.workers),
         "gateway": host.gateway is not None,
         "vip": host.vip is not None,
+        "exporter": host.exporter is not None,
     }
     return [f"{role}.yaml.j2" for role, present in wanted.items() if present]
 

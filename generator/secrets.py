@@ -145,10 +145,8 @@ class Store:
 def for_host(host: HostPlan, values: Values) -> Values:
     """The secret files of one host: only those its services mount."""
     wanted: Values = {}
-    if host.api or host.workers or host.queue or host.gateway:
-        wanted["redis_password"] = values["redis_password"]
-    if host.workers:
-        wanted["cluster_token"] = values["cluster_token"]
+    if host.exporter:  # the exporter's and everybody's; where there is none, there is nothing of ours
+        wanted |= {name: values[name] for name in ("redis_password", "cluster_token")}
     if host.api:
         own = ApiKey(OWN_NAME, KeyRole.OPERATOR, digest_of(values["api_key"]))
         wanted[API_KEYS] = own.line.encode() + values[API_KEYS]
@@ -179,7 +177,7 @@ def _redis_files(host: HostPlan, values: Values) -> Values:
 def _tls_files(host: HostPlan, values: Values) -> Values:
     """What a client of Redis trusts and, on a queue host, what Redis and Sentinel show."""
     found: Values = {}
-    if "APPLIANCE_REDIS_CA" in host.redis_environment and (host.api or host.workers or host.queue or host.gateway):
+    if "APPLIANCE_REDIS_CA" in host.redis_environment and host.exporter:
         found["ca.crt"] = _given(values, "ca.crt")
     if host.queue and host.queue.tls:
         found |= {f"redis.{kind}": _given(values, f"redis-{host.name}.{kind}") for kind in ("crt", "key")}

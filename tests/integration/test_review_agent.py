@@ -133,7 +133,7 @@ async def test_a_zombie_that_had_committed_leaves_its_result_to_the_adopter(
     zombie_queue = redis_server.queue(QUEUE)
     thaw = asyncio.Event()
 
-    async def frozen_commit(claim: Claim, result: str, *, adopted: bool = False) -> CommitAnswer:
+    async def frozen_commit(claim: Claim, result: str, *, adopted: bool = False, **_: object) -> CommitAnswer:
         await thaw.wait()
         return await queue.commit(claim, result, adopted=adopted)
 

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.integration.metrics_text import value_of
 from tests.integration.webui_media import image, pixels
 from tests.integration.webui_node import resumed_from
 
@@ -345,8 +346,7 @@ def test_the_model_never_sees_more_frames_than_the_context_and_offloading_goes_a
 
 def test_memory_does_not_grow(server: Server) -> None:
     def resident() -> float:
-        lines = server.client.get("/metrics").text.splitlines()
-        return float(next(line for line in lines if line.startswith("webui_engine_resident_memory_bytes ")).split()[1])
+        return value_of(server.client.get("/metrics").text, "webui_engine_resident_memory_bytes")
 
     generate(server, order(steps=1))
     before = resident()

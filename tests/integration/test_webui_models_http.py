@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.integration.metrics_text import value_of
 from tests.integration.webui_models import SmallModels, store
 from tests.integration.webui_node import Node, generate, order, resumed_from, wait_for
 
@@ -113,8 +114,9 @@ def test_the_result_tells_what_it_was_made_with(node: Node) -> None:
     assert told["warnings"] == []
     assert told["loras"][0]["name"] == "sketch"
     assert len(told["model_sha256"]) == len(told["motion_module_sha256"]) == len(told["loras"][0]["sha256"]) == 64
-    assert 'load_time_seconds_count{cache="cold",model="single"} 1.0' in node.client.get("/metrics").text
-    wait_for(lambda: 'cache="switched",model="folder"' in node.client.get("/metrics").text)
+    loads = "animatediff_model_load_time_seconds_count"
+    assert value_of(node.client.get("/metrics").text, loads, cache="cold", model="single") == 1
+    wait_for(lambda: value_of(node.client.get("/metrics").text, loads, cache="switched", model="folder"))
 
 
 def test_equal_requests_give_equal_files_whatever_came_between(node: Node) -> None:

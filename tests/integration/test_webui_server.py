@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.metrics_text import value_of
 from tests.integration.webui_node import ROOT, TOKEN, Node, generate, is_alive, order, wait_for
 
 
@@ -189,16 +190,16 @@ def test_the_state_shows_progress_but_no_prompt(node: Node) -> None:
 
 
 def test_metrics_count_what_happened(node: Node) -> None:
-    def value(name: str) -> float:
-        lines = node.client.get("/metrics").text.splitlines()
-        return next((float(line.split()[-1]) for line in lines if line.startswith(name + " ")), 0.0)
+    def value(name: str, **labels: str) -> float:
+        return value_of(node.client.get("/metrics").text, name, node_name="<gpu-01>", **labels)
 
-    done, steps = value('webui_generations_total{outcome="done"}'), value("webui_steps_total")
+    done, steps = value("webui_generations_total", outcome="done"), value("webui_steps_total")
     generate(node, order(steps=3))
-    assert value('webui_generations_total{outcome="done"}') == done + 1
+    assert value("webui_generations_total", outcome="done") == done + 1
     assert value("webui_steps_total") == steps + 3
     assert value("webui_engine_resident_memory_bytes") > 10e6
-    assert value('animatediff_model_load_time_seconds_count{cache="cold",model="synthetic"}') == 1
+    assert value("animatediff_model_load_time_seconds_count", cache="cold", model="synthetic") == 1
+    assert value("process_cpu_seconds_total") > 0
 
 
 def test_the_http_process_never_loads_what_only_the_engine_needs() -> None:

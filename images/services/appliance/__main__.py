@@ -7,14 +7,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from appliance import healthcheck, storage
 from appliance.errors import ApplianceError
-from appliance.settings import read_agent_settings, read_api_settings, read_storage_settings
 
 EPILOG = """\
 examples:
   python -m appliance api                      serve the public API (behind the gateway)
   python -m appliance agent                    lease jobs for one GPU and have its webui do them
+  python -m appliance exporter                 tell Prometheus what this host does
   python -m appliance storage-init --create    prepare the two volumes, once, before anything else
   python -m appliance healthcheck api          exit 0 when the api of this container is alive
 
@@ -34,10 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser("api", help="the public HTTP API: submit, watch and fetch jobs")
     verbs.add_parser("agent", help="one per GPU: leases jobs, drives the webui, commits results")
     verbs.add_parser("controller", help="probes the nodes and tells the gateway who gets traffic")
+    verbs.add_parser("exporter", help="one per host: its GPUs, jobs and gateway, for Prometheus")
     init = verbs.add_parser("storage-init", help="verify the two volumes; with --create, prepare them")
     init.add_argument("--create", action="store_true", help="make folders and marker files, owned by 10001:10001")
     health = verbs.add_parser("healthcheck", help="exit 0 when alive, 1 otherwise, within 2 s")
-    health.add_argument("what", choices=("api", "agent", "controller", "http"), help="the service, or `http URL`")
+    checked = ("api", "agent", "controller", "exporter", "http")
+    health.add_argument("what", choices=checked, help="the service, or `http URL`")
     health.add_argument("url", nargs="?", help="the address for `http`; 2xx is healthy")
     return parser
 
@@ -61,15 +62,23 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
 
 
 def run_service(verb: str, environment: Mapping[str, str]) -> int:
-    # Imported late: each service starts without the libraries of the others.
+    # Imported late: each service starts without the libraries of the others, and a health check, which every container
+    # has every few seconds, with next to none.
     if verb == "api":
         from appliance.api.main import run as run_api
+        from appliance.settings import read_api_settings
 
         return run_api(read_api_settings(environment))
     if verb == "agent":
         from appliance.agent.main import run as run_agent
+        from appliance.settings import read_agent_settings
 
         return run_agent(read_agent_settings(environment))
+    if verb == "exporter":
+        from appliance.exporter.main import run as run_exporter
+        from appliance.exporter.settings import read_exporter_settings
+
+        return run_exporter(read_exporter_settings(environment))
     from appliance.controller.main import run as run_controller
 
     run_controller()
@@ -77,6 +86,9 @@ def run_service(verb: str, environment: Mapping[str, str]) -> int:
 
 
 def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
+    from appliance import storage
+    from appliance.settings import read_storage_settings
+
     settings = read_storage_settings(environment)
     if create:
         storage.prepare(settings.jobs_dir)
@@ -91,10 +103,12 @@ def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
 
 
 def check_health(what: str, url: str | None, environment: Mapping[str, str]) -> int:
+    from appliance import healthcheck
+
     if what == "http":
         problem = healthcheck.check_http(url or "")
-    elif what == "api":
-        problem = healthcheck.check_http(healthcheck.api_url(environment))
+    elif what in healthcheck.PORTS:
+        problem = healthcheck.check_http(healthcheck.own_url(what, environment))
     else:
         problem = healthcheck.check_heartbeat(what)
     if problem:

@@ -12,6 +12,8 @@ from appliance.lifecycle import heartbeat_age_seconds
 
 LIMIT_SECONDS = 2.0
 HEARTBEAT_LIMIT_SECONDS = 10.0
+PORTS = {"api": 8000, "exporter": 9400}
+"""The services that serve HTTP, and where unless they are told otherwise."""
 
 
 def check_heartbeat(service: str) -> str | None:
@@ -41,6 +43,6 @@ def check_http(url: str) -> str | None:
     return None if status < 300 else f"{url} answers {status}"
 
 
-def api_url(environment: Mapping[str, str]) -> str:
-    port = environment.get("APPLIANCE_LISTEN", "0.0.0.0:8000").rpartition(":")[2]
+def own_url(service: str, environment: Mapping[str, str]) -> str:
+    port = environment.get("APPLIANCE_LISTEN", f":{PORTS[service]}").rpartition(":")[2]
     return f"http://127.0.0.1:{port}/healthz"

@@ -26,6 +26,8 @@ CONTROL = f"{TAG}:ctl"  # a pub/sub channel
 WRITE_PROBE = f"{TAG}:probe"
 ORDERS = f"{TAG}:cfg:nodes"
 VIEWS = f"{TAG}:views"
+RATES = f"{TAG}:rates"
+AWS_COST = f"{TAG}:aws"
 
 JOB_PREFIX = f"{TAG}:j:"
 REQUEST_PREFIX = f"{TAG}:p:"
@@ -35,6 +37,9 @@ USER_JOBS_PREFIX = f"{TAG}:jobs:"
 IDEMPOTENCY_PREFIX = f"{TAG}:idem:"
 NOTES_PREFIX = f"{TAG}:notes:"
 VIEW_PREFIX = f"{TAG}:view:"
+COUNTS_PREFIX = f"{TAG}:counts:"
+LABELS_PREFIX = f"{TAG}:labels:"
+PROCESSES_PREFIX = f"{TAG}:proc:"
 
 RUN_GROUP = "g"
 
@@ -58,6 +63,9 @@ SCRIPT_KEYS = {
     "trash": TRASH,
     "ctl": CONTROL,
     "orders": ORDERS,
+    "rates": RATES,
+    "counts": COUNTS_PREFIX,
+    "labels": LABELS_PREFIX,
     "j": JOB_PREFIX,
     "p": REQUEST_PREFIX,
     "jev": JOB_EVENTS_PREFIX,
@@ -100,3 +108,15 @@ def notes(user: str) -> str:
 
 def view(gateway: str) -> str:
     return VIEW_PREFIX + gateway
+
+
+def counts(host: str) -> str:
+    return COUNTS_PREFIX + host
+
+
+def labels(kind: str) -> str:
+    return LABELS_PREFIX + kind
+
+
+def processes(host: str) -> str:
+    return PROCESSES_PREFIX + host

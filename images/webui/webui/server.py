@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, disable_created_metrics, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from webui.guard import Guard
 from webui.headers import SecurityHeaders
 from webui.local import LocalRuns
 from webui.local_routes import LocalRoutes
+from webui.metrics import Named
 from webui.page import Page
 from webui.process import BusyError, EngineProcess, NotReadyError, Run
 from webui.request import RequestError, check_supported, parse_interrupt, parse_order
@@ -28,8 +29,6 @@ from webui.settings import Settings
 from webui.volumes import Volumes
 
 ALIVE_SECONDS = 0.5
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class EventStream(Response):
@@ -80,6 +79,7 @@ class Node:
         self._process = process
         self._local = local
         self._volumes = volumes
+        self._metrics = Named({"node_name": settings.node_name, "worker": settings.worker})
         self._stopping: set[asyncio.Task[None]] = set()
 
     def stop_later(self, run: Run, message: str) -> None:
@@ -123,7 +123,7 @@ class Node:
 
     async def metrics(self, request: Request) -> Response:
         self._process.read_resident_memory()
-        return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def generate(self, request: Request) -> Response:
         try:

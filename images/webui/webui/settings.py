@@ -56,6 +56,8 @@ class Settings:
     cluster_token: Secret
     engine: EngineSettings
     stop_seconds: float
+    worker: str = ""
+    """The worker's name; empty where nobody gave it one."""
     api_auth: Secret = Secret("")
     """This node's own users as `user:password`, one a line; empty: the cluster token alone opens it."""
 
@@ -172,6 +174,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     host, port = reader.listen("APPLIANCE_LISTEN", "0.0.0.0:7860")
     settings = Settings(
         node_name=reader.text("APPLIANCE_NODE_NAME", "unnamed"),
+        worker=reader.text("APPLIANCE_WORKER", ""),
         host=host,
         port=port,
         cluster_token=reader.secret("cluster_token"),

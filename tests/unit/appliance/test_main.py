@@ -43,4 +43,4 @@ def test_http_health_needs_an_answer() -> None:
 
 
 def test_the_api_check_follows_the_listen_port() -> None:
-    assert healthcheck.api_url({"APPLIANCE_LISTEN": "0.0.0.0:8123"}) == "http://127.0.0.1:8123/healthz"
+    assert healthcheck.own_url("api", {"APPLIANCE_LISTEN": "0.0.0.0:8123"}) == "http://127.0.0.1:8123/healthz"

@@ -71,6 +71,10 @@ def loaded(tmp_path: Path, data: Data) -> Loaded:
     return load(path)
 
 
+def price(**whose: str) -> Data:
+    return {"usd_per_hour": 1.5, "market": "spot", "as_of": "2026-01-15", **whose}
+
+
 def put(path: str, value: object) -> Change:
     """`a.b.0.c` → value; None removes the key."""
 
@@ -449,6 +453,32 @@ CASES: list[tuple[str, list[Change], str]] = [
         "storage.driver: local: 3 hosts would each keep jobs on a disk",
     ),
     ("_storage", [put("storage", None)], "storage.driver: local: 3 hosts would each keep jobs on a disk"),
+    (
+        "_prices",
+        [put("cost.gpu_prices", [price(model="A10G"), price(model="NVIDIA a10g")])],
+        "cost.gpu_prices[1].model: NVIDIA a10g: has a price already (line ",
+    ),
+    (
+        "_prices",
+        [put("cost.host_prices", [price(host="a"), price(host="a")])],
+        "cost.host_prices[1].host: a: has a price already (line ",
+    ),
+    ("_prices", [put("cost.host_prices", [price(host="gpu-9")])], "cost.host_prices[0].host: gpu-9: no host of this"),
+    (
+        "_prices",
+        [roles("c", "logs"), put("hosts.c.gpus", None), put("cost.host_prices", [price(host="c")])],
+        "cost.host_prices[0].host: c: has none of the roles control, gateway, queue, worker, so nobody tells its price",
+    ),
+    (
+        "_prices",
+        [put("cost.host_prices", [price(host="a", as_of="2026-02-30")])],
+        "cost.host_prices[0].as_of: 2026-02-30: no day of the calendar; correct it",
+    ),
+    (
+        "_prices",
+        [put("hosts", one_host()["hosts"]), put("cost.gpu_prices", [price(model="A10G")])],
+        "cost.gpu_prices: no host has GPUs; use host_prices instead",
+    ),
 ]
 
 
@@ -589,5 +619,8 @@ def test_a_clash_on_different_addresses_is_none(tmp_path: Path) -> None:
 def test_published_ports_of_a_host() -> None:
     ports = dict(published(Cluster.model_validate(three_hosts())))
     assert [p.port for p in ports["a"]] == [8000, 9090, 9093, 9100, 9400, 6379, 26379, 7860, 7861, 80, 443]
+    data = three_hosts()
+    roles("a", "gateway", "control", "queue", "worker")(data)
+    assert [p.port for p in dict(published(Cluster.model_validate(data)))["b"] if p.port in (9100, 9400)] == [9400]
     single = dict(published(Cluster.model_validate(one_host())))
     assert [p.port for p in single["a"]] == [80]

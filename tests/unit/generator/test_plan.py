@@ -52,6 +52,49 @@ def test_gateways_reach_workers_of_other_hosts_by_address() -> None:
     assert the_plan.by_name["gpu-03"].gateway is None
 
 
+PRICE = {"usd_per_hour": 1.5, "market": "spot", "as_of": "2026-01-15"}
+
+
+def test_a_hosts_own_price_counts_before_those_of_its_gpus() -> None:
+    cost = {"gpu_prices": [{"model": "A10G", **PRICE}], "host_prices": [{"host": "gpu-02", **PRICE}]}
+    the_plan = plan(three_hosts(cost=cost))
+    exporters = [host.exporter for host in the_plan.hosts if host.exporter]
+    assert [json.loads(exporter.prices) for exporter in exporters] == [
+        {"gpus": {"A10G": PRICE}},
+        {"host": PRICE},
+        {"gpus": {"A10G": PRICE}},
+    ]
+
+
+def test_without_prices_there_is_no_table() -> None:
+    assert [host.exporter.prices for host in plan(three_hosts()).hosts if host.exporter] == [""] * 3
+    host_prices = [{"host": "demo", **PRICE}]
+    exporter = plan(one_host(cost={"host_prices": host_prices})).hosts[0].exporter
+    assert exporter is not None
+    assert json.loads(exporter.prices) == {"host": PRICE}
+
+
+def test_one_host_alone_asks_aws() -> None:
+    the_plan = plan(three_hosts(cost={"aws_credentials": "/etc/aws"}))
+    assert [host.exporter.aws_credentials for host in the_plan.hosts if host.exporter] == ["/etc/aws", "", ""]
+
+
+def test_a_host_of_monitoring_alone_has_no_exporter() -> None:
+    hosts = {
+        "gpu-01": {
+            "address": "192.168.1.1",
+            "roles": ["gateway", "control", "queue", "worker"],
+            "gpus": [gpu(1)],
+        },
+        "watch": {"address": "192.168.1.2", "roles": ["metrics"]},
+    }
+    the_plan = plan(cluster(hosts=hosts, cost={"aws_credentials": "/etc/aws"}))
+    first, second = the_plan.hosts
+    assert second.exporter is None
+    assert first.exporter is not None
+    assert first.exporter.aws_credentials == "/etc/aws"
+
+
 def certificate_of(**tls: str) -> CertificatePlan | None:
     gateway = plan(three_hosts(gateway={"server_name": "video.example.net", "tls": tls})).by_name["gpu-02"].gateway
     assert gateway is not None

@@ -38,6 +38,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 def test_services_of_each_host() -> None:
     assert list(compose(one_host(), "demo")["services"]) == [
         *("storage-init", "redis", "api", "webui-0", "agent-0", "webui-1", "agent-1", "gateway", "controller"),
+        "exporter",
     ]
     assert {"gateway", "api", "controller"}.isdisjoint(compose(three_hosts(), "gpu-03")["services"])
 
@@ -50,6 +51,28 @@ def test_a_gpu_service_reserves_one_gpu_by_uuid() -> None:
     ]
     assert service["environment"]["CUDA_VISIBLE_DEVICES"] == uuid
     assert service["environment"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_an_exporter_sees_all_gpus_of_its_host_and_may_only_look() -> None:
+    service = compose(three_hosts(), "gpu-02")["services"]["exporter"]
+    assert service["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "nvidia", "count": "all", "capabilities": ["gpu", "utility"]}
+    ]
+    environment = service["environment"]
+    assert environment["APPLIANCE_GPUS"] == f"{gpu(20)['uuid']},{gpu(21)['uuid']}"
+    assert environment["APPLIANCE_WORKERS"] == "2"
+    assert service["ports"] == [{"target": 9400, "published": "9400", "host_ip": "192.168.1.11", "protocol": "tcp"}]
+    assert service["volumes"] == [
+        {"type": "volume", "source": "gateway-run", "target": "/run/gateway", "read_only": True}
+    ]
+    assert "volumes" not in compose(three_hosts(), "gpu-03")["services"]["exporter"], "it has no gateway"
+
+
+def test_an_exporter_of_a_host_without_gpus_asks_for_none() -> None:
+    service = compose(one_host(), "demo")["services"]["exporter"]
+    assert "reservations" not in service["deploy"]["resources"]
+    assert "APPLIANCE_GPUS" not in service["environment"]
+    assert "ports" not in service
 
 
 @pytest.mark.parametrize(

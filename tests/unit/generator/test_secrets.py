@@ -5,6 +5,7 @@ import os
 import ssl
 import stat
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def test_each_host_gets_only_what_its_services_mount(tmp_path: Path) -> None:
     digest = hashlib.sha256(values["api_key"]).hexdigest()
     assert gateway["api_keys"] == f"operator:operator:{digest}\n".encode()
     assert not any(values["api_key"] in content for content in gateway.values()), "hosts know only the key's hash"
+
+
+def test_a_host_of_monitoring_alone_gets_no_password(tmp_path: Path) -> None:
+    the_plan = plan(three_hosts())
+    alone = replace(the_plan.by_name["gpu-03"], queue=None, workers=(), exporter=None)
+    assert for_host(alone, store(tmp_path).read()) == {}
 
 
 def test_every_secret_a_service_mounts_exists(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from appliance.agent.ending import (
     released,
 )
 from appliance.agent.lease import Lease, cancelled
+from appliance.agent.made import Made, made_of
 from appliance.agent.memory import after_oom
 from appliance.agent.order import Order, make_order
 from appliance.agent.patience import GaveUp, ask_until_answered
@@ -72,6 +73,7 @@ class Attempt:
         self._hand_back_now = hand_back
         self._disk = Disk(settings.jobs_dir, settings.no_progress_seconds)
         self._progress = Progress()
+        self._made = Made()
         self._lease = Lease(queue, claim, self._progress)
 
     @property
@@ -106,6 +108,7 @@ class Attempt:
         except (ValueError, RecursionError) as error:
             return crashed(f"the job's request cannot be read: {error}", Reason.UNKNOWN)
         self._progress.memory, self._progress.parameters = order.memory.label, order.parameters
+        self._made = made_of(order.request, self._ping.capabilities)
         return order
 
     async def _begin(self, order: Order | Failed) -> Ending:
@@ -279,10 +282,12 @@ class Attempt:
         return None
 
     async def _tell_commit(self, winner: storage.Commit) -> Ending:
-        claim = self._claim
+        claim, made = self._claim, self._made
         adopted = winner.fence != claim.fence
         text = winner.to_json()
-        answer = await self._until_answered(lambda: self._queue.commit(claim, text, adopted=adopted))
+        answer = await self._until_answered(
+            lambda: self._queue.commit(claim, text, adopted=adopted, model=made.model, video_seconds=made.video_seconds)
+        )
         if answer is CommitAnswer.FENCED:
             return Fenced()
         if adopted:

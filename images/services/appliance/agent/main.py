@@ -13,6 +13,7 @@ from appliance.agent.webui import AnyWebui, Webui
 from appliance.errors import QueueUnavailable
 from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
 from appliance.logs import configure_logging
+from appliance.process_figures import tell_process
 from appliance.queue import Queue
 from appliance.redis_link import RedisLink
 from appliance.redis_watchdog import EXIT_CODE, watch_redis
@@ -42,11 +43,13 @@ async def _serve(settings: AgentSettings) -> int:
                 log.warning("starting without Redis: %s", error)
             agent = Agent(settings, queue, webui)
             watchdog = start_task("redis watchdog", _watch(link, settings.redis.watchdog_seconds, agent, stop))
+            service = f"agent-{settings.worker.rpartition('/')[2]}"
+            telling = start_task("process figures", tell_process(link, settings.common.node_name, service))
             try:
                 await agent.run(stop)
             finally:
                 lost = watchdog.done()
-                await cancel_tasks(watchdog)
+                await cancel_tasks(watchdog, telling)
     finally:
         await webui.close()
         await queue.close()

@@ -27,8 +27,8 @@ PARTS = (jobs, events, results, cluster, errors, trace, nodes, alerts)
 
 def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
     stopping = asyncio.Event()
-    causes = Desk(queue, stopping)
-    services = Services(settings=settings, queue=queue, ticker=Ticker(queue), causes=causes, stopping=stopping)
+    causes, ticker = Desk(queue, stopping), Ticker(queue, settings.common.node_name)
+    services = Services(settings=settings, queue=queue, ticker=ticker, causes=causes, stopping=stopping)
     app = FastAPI(
         title="AnimateDiff HA appliance",
         version="1",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import FrameType
 
 import uvicorn
 
 from appliance.api.app import create_app
 from appliance.errors import QueueUnavailable
+from appliance.http_server import Server
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.logs import configure_logging
+from appliance.process_figures import tell_process
 from appliance.queue import Queue
 from appliance.redis_link import RedisLink
 from appliance.redis_watchdog import EXIT_CODE, watch_redis
@@ -19,22 +20,6 @@ from appliance.settings import ApiSettings
 
 log = logging.getLogger(__name__)
 SHUTDOWN_SECONDS = 8
-
-
-class Server(uvicorn.Server):
-    """Ends event streams as soon as a signal comes, and exits 0: uvicorn itself would die of the signal again."""
-
-    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
-        super().__init__(config)
-        self._stopping = stopping
-        self._loop = asyncio.get_running_loop()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self.should_exit = True
-        self._loop.call_soon_threadsafe(self._stopping.set)
 
 
 def run(settings: ApiSettings) -> int:
@@ -67,9 +52,10 @@ async def _serve(settings: ApiSettings) -> int:
     server = Server(config, app.state.services.stopping)
     serving = start_task("serve", server.serve())
     watchdog = start_task("redis watchdog", watch_redis(link, settings.redis.watchdog_seconds))
+    telling = start_task("process figures", tell_process(link, settings.common.node_name, "api"))
     await asyncio.wait({serving, watchdog}, return_when=asyncio.FIRST_COMPLETED)
     lost = not serving.done()
     server.stop()
     await serving
-    await cancel_tasks(watchdog)
+    await cancel_tasks(watchdog, telling)
     return EXIT_CODE if lost else 0 if server.started else 1

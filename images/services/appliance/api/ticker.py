@@ -18,8 +18,9 @@ REPAIR_REST_SECONDS = 5.0  # between two passes over all records, of which each 
 
 
 class Ticker:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, host: str = "") -> None:
         self._queue = queue
+        self._host = host
         self._condition = OnceUntilChanged(log)
         self.stats: QueueStats | None = None
         self._cursor = ""
@@ -34,7 +35,7 @@ class Ticker:
 
     async def tick_once(self) -> None:
         try:
-            report = await self._queue.tick()
+            report = await self._queue.tick(self._host)
             self.stats = await self._queue.stats()
             await log_outcomes(self._queue, report.outcomes)
             await self._repair(in_haste=self._was_away(report))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from appliance.errors import ApplianceError
+
 _LONGEST_ANSWER = 64 * 1024
 
 
-class ExchangeError(Exception):
+class ExchangeError(ApplianceError):
     """The other side spoke no HTTP or too much of it."""
 
 
@@ -19,7 +21,13 @@ class Answer:
 
 
 async def exchange(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: str, host: str, body: bytes = b""
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    request: str,
+    host: str,
+    body: bytes = b"",
+    *,
+    longest: int = _LONGEST_ANSWER,
 ) -> Answer:
     """Send `request` ("GET /path") and read the whole answer. The caller bounds the time and closes."""
     head = f"{request} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -28,8 +36,8 @@ async def exchange(
     received = b""
     while chunk := await reader.read(_LONGEST_ANSWER):
         received += chunk
-        if len(received) > _LONGEST_ANSWER:
-            raise ExchangeError(f"the answer is longer than {_LONGEST_ANSWER} bytes")
+        if len(received) > longest:
+            raise ExchangeError(f"the answer is longer than {longest} bytes")
     return _parse(received)
 
 

@@ -16,6 +16,7 @@ from appliance.controller.reconcile import Reconciler
 from appliance.controller.settings import ControllerSettings, read_controller_settings
 from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
 from appliance.logs import configure_logging
+from appliance.process_figures import tell_process
 from appliance.queue.nodes import NodeBook
 from appliance.redis_link import RedisLink
 
@@ -45,6 +46,7 @@ async def control(settings: ControllerSettings) -> None:
             start_task("reconcile", reconciler.run()),
             start_task("facts", facts.run()),
             start_task("chronicle", chronicle.run(reconciler.view)),
+            start_task("process figures", tell_process(link, name, "controller")),
         ]
         for position, target in enumerate(settings.targets):
             delay = settings.pace.interval_seconds * position / len(settings.targets)

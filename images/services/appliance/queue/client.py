@@ -14,6 +14,8 @@ from appliance import keys
 from appliance.errors import QueueError, QueueUnavailable
 from appliance.gpu import Gpu
 from appliance.job import Capabilities, JobState, Priority
+from appliance.queue.counts import label_text
+from appliance.queue.figures import Line
 from appliance.queue.nodes import NodeBook
 from appliance.queue.past import PastJob, PastLine
 from appliance.queue.reader import Reader
@@ -173,8 +175,12 @@ class Queue(Reader):
         known = {name: value for name, value in told.items() if value is not None}
         return BeatAnswer(await self._call("beat", {**_holder(claim), **known}))
 
-    async def commit(self, claim: Claim, result: str, *, adopted: bool = False) -> CommitAnswer:
-        return CommitAnswer(await self._call("commit", {**_holder(claim), "adopted": adopted}, result))
+    async def commit(
+        self, claim: Claim, result: str, *, adopted: bool = False, model: str = "", video_seconds: float = 0.0
+    ) -> CommitAnswer:
+        """`model` and `video_seconds` are only counted."""
+        counted = {"model": label_text(model), "video_ms": round(video_seconds * 1000)}
+        return CommitAnswer(await self._call("commit", {**_holder(claim), "adopted": adopted, **counted}, result))
 
     async def fail(self, claim: Claim, kind: FailKind, reason: str, message: str, *, where: str = "") -> Settlement:
         """`where` is the place in the code that failed."""
@@ -196,8 +202,9 @@ class Queue(Reader):
 
     # --- housekeeping --------------------------------------------------------------------------------------------
 
-    async def tick(self) -> TickReport:
-        report = json.loads(await self._call("tick", {}))
+    async def tick(self, host: str = "") -> TickReport:
+        """`host`: the caller's, for which it is counted what time alone has ended."""
+        report = json.loads(await self._call("tick", {"host": host}))
         outcomes = Outcome.parse_all(json.dumps(report.pop("outcomes")))
         return TickReport(**report, outcomes=outcomes)
 
@@ -213,6 +220,10 @@ class Queue(Reader):
 
     async def stats(self) -> QueueStats:
         return QueueStats(**json.loads(await self._call("stats", {})))
+
+    async def lines(self) -> dict[str, Line]:
+        """By the queue's name: `default` and `special`."""
+        return {name: Line(**line) for name, line in json.loads(await self._call("lines", {})).items()}
 
     async def check_writable(self) -> None:
         """Writes, and waits for the replicas, as a submit would."""

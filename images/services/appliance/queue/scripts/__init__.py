@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from appliance import keys
+from appliance.queue.counts import BOUNDS
 
 # A full memory stops new jobs, never the end of accepted ones: what the others write is little, and tick frees some.
-FLAGS = dict.fromkeys(("claim", "beat", "commit", "fail", "cancel", "tick", "worker", "repair"), "allow-oom") | {
-    "stats": "no-writes",  # also while Redis takes no writes
-    "past": "no-writes",
-}
-SHARED = ("shared.lua", "attempts.lua", "passing.lua")  # each uses those before it
+FLAGS = dict.fromkeys(("claim", "beat", "commit", "fail", "cancel", "tick", "worker", "repair"), "allow-oom")
+FLAGS |= dict.fromkeys(("stats", "lines", "past"), "no-writes")  # also while Redis takes no writes
+SHARED = ("shared.lua", "counting.lua", "attempts.lua", "passing.lua")  # each uses those before it
 NAMES = (
     "submit",
     "claim",
@@ -30,6 +29,7 @@ NAMES = (
     "requeue_dead",
     "repair",
     "past",
+    "lines",
 )
 
 
@@ -45,6 +45,7 @@ def load_scripts(settings: Mapping[str, int]) -> dict[str, Script]:
     folder = files(__name__)
     values = {f"K.{name}": json.dumps(key) for name, key in keys.SCRIPT_KEYS.items()}
     values |= {f"C.{name}": json.dumps(value) for name, value in settings.items()}
+    values["C.bounds"] = "{" + ", ".join(f"{bound:g}" for bound in BOUNDS) + "}"
 
     def read(part: str) -> str:
         text = re.sub(r"^ *--.*\n", "", (folder / part).read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -1,4 +1,4 @@
--- Prepended to every script, after shared.lua: how attempts begin and end, and where their jobs go from there.
+-- Prepended to every script, after counting.lua: how attempts begin and end, and where their jobs go from there.
 local function add_to_ledger(id, fence, worker)
   local entry = redis.call('XADD', K.run, '*', 'job', id, 'fence', fence, 'worker', worker)
   local read = {'XREADGROUP', 'GROUP', 'g', worker, 'STREAMS', K.run, '>'}
@@ -174,9 +174,9 @@ local function end_attempt(id, kind, reason, message, where)
     else state = requeue(id, job, delay_ms, reason, message) end
   end
   if state ~= 'cancelled' then note_failure(job.owner, kind, reason) end
-  if kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled' then
-    announce('failure', id, job.owner, reason, job.fence)
-  end
+  local is_failure = kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled'
+  if is_failure then announce('failure', id, job.owner, reason, job.fence) end
+  count_attempt(job, reason, is_failure)
   local about = {id = id, state = state, kind = kind, reason = reason, worker = job.owner, fence = job.fence}
   outcomes[#outcomes + 1] = about
   return state

@@ -22,7 +22,12 @@ local function none(more)
   return {'none', cursor[1] and cursor[1][1] or '0-0', int(next_due), list(outcomes)}
 end
 
--- `job` is {state, deadline, fence, attempts, created, oom, user} as they are before.
+local function count_wait(ms, size)
+  local counts = counts_of(A.worker)
+  if counts then count_spread(counts, 'wait', known_label('size', size), math.max(0, ms)) end
+end
+
+-- `job` is {state, deadline, fence, attempts, created, oom, user, res, replayed} as they are before.
 local function lease(id, job)
   local fence = int(math.max(tonumber(job[3] or 0) + 1, now_us))
   local attempts = tonumber(job[4] or 0) + 1
@@ -32,7 +37,10 @@ local function lease(id, job)
     'entry', entry, 'started', now, 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
     'resumed', 0, 'gpu', A.gpu or '')
   redis.call('HSET', K.w .. A.worker, 'job', id)
-  if not job[4] then emit_submitted(id, job[5]) end
+  if not job[4] then
+    emit_submitted(id, job[5])
+    count_wait(now - tonumber(job[9] or job[5]), job[8])
+  end
   emit(id, 'running', {state = 'running', worker = A.worker, fence = fence})
   return hand_over(id, fence, attempts, job[2], job[6], job[7])
 end
@@ -90,7 +98,7 @@ local passed = 0
 while passed < PASSED_LIMIT do
   local id = pop_best(lines)
   if not id then break end
-  local job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user')
+  local job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed')
   if job[1] == 'queued' then
     if not job[2] or tonumber(job[2]) > now then return lease(id, job) end
     expire_waiting(id)

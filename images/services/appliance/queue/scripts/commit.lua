@@ -1,5 +1,5 @@
 -- Finishes a job with the result that won COMMIT on storage; only its present holder may.
--- A        {id, nonce, fence (text), adopted (the result is another attempt's)}
+-- A        {id, nonce, fence (text), adopted (the result is another attempt's); model and video_ms, which are counted}
 -- ARGV[2]  the result: the text of COMMIT
 -- result   "done" | "replay" (this very call was answered before) | "fenced"
 local AVERAGES_LIMIT = 400  -- fields; resolutions beyond are counted with all
@@ -24,6 +24,16 @@ local function average(took, cost, resolution)
   redis.call('HSET', K.stats, unpack(values))
 end
 
+local function count_result(job)
+  local counts = counts_of(job.owner)
+  if not counts then return end
+  local size = known_label('size', job.res)
+  count_in(counts, 'done\t' .. size .. '\t' .. known_label('model', A.model), 1)
+  if A.video_ms then count_in(counts, 'video\t' .. size, int(A.video_ms)) end
+  if not A.adopted then count_spread(counts, 'took', size, math.max(0, now - tonumber(job.started))) end
+  count_gpu_time(counts, job, size)
+end
+
 local job = get_attempt(A.id)
 if job.nonce ~= A.nonce or job.fence ~= A.fence then return 'fenced' end
 if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fenced' end
@@ -35,6 +45,7 @@ if not A.adopted then
   redis.call('HINCRBYFLOAT', K.w .. job.owner, 'pace', string.format('%.4f', took / math.max(1, cost)))
   average(took, cost, job.res)
 end
+count_result(job)
 local more = {'result', ARGV[2], 'history', history_with(job, 'done')}
 job.fence = A.fence  -- the event names who did commit, not who should have
 finish(A.id, job, 'done', nil, nil, more)

@@ -62,10 +62,11 @@ local function reap_expired()
 end
 
 local function expire_waiting(id)
-  local job = get(id, 'state', 'class', 'owner', 'fence', 'created')
+  local job = get(id, 'state', 'class', 'owner', 'fence', 'created', 'res')
   if job[1] == 'queued' then redis.call('ZREM', ready_key(job[2]), id) else redis.call('ZREM', K.delayed, id) end
   local about = {owner = job[3], fence = job[4], created = job[5], deadline = true}
   finish(id, about, 'dead', 'TIMEOUT', 'its deadline passed before a worker was free')
+  count_expired(job[6])
   outcomes[#outcomes + 1] = {id = id, state = 'dead', kind = 'deadline', reason = 'TIMEOUT', worker = '', fence = '0'}
 end
 

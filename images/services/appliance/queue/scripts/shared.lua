@@ -2,7 +2,7 @@
 -- K        the fixed keys and key prefixes: SCRIPT_KEYS in appliance/keys.py (all share one hash tag; KEYS[1] stands
 --          for it)
 -- C        the queue settings {lease_ms, beat_ms, grace_ms, stall_ms, queue_limit, crash_budget, error_budget,
---          oom_budget, retention_ms}; the fields of both are written into the text when it is loaded, where a script
+--          oom_budget, retention_ms, bounds}; the fields of both are written into the text when it is loaded, where a script
 --          also gets only those of these functions that it uses
 -- Plain numbers reach Redis whole up to 2^52: int() is for what is not whole, and for what becomes a text here.
 -- ARGV[1]  JSON object A: the script's own arguments
@@ -43,6 +43,15 @@ end
 local function announce(kind, id, worker, reason, fence)
   redis.call('XADD', K.ev, 'MAXLEN', '~', 5000, '*', 'type', kind, 'job', id, 'worker', worker or '',
     'reason', reason or '', 'fence', fence or '')
+end
+
+-- When the oldest of a line's first jobs was submitted; now, where there is none. Their order is not that of their age.
+local function oldest_in(line, first)
+  local oldest = now
+  for _, id in ipairs(redis.call('ZRANGE', line, 0, first - 1)) do
+    oldest = math.min(oldest, tonumber(redis.call('HGET', K.j .. id, 'created') or now))
+  end
+  return oldest
 end
 
 -- What a job of some class needs is known as long as one waits; `tick` takes it out when none does.

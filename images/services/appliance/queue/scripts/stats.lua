@@ -7,9 +7,7 @@ local waiting, oldest, lines = 0, now, {K.ready}
 for _, class in ipairs(redis.call('HKEYS', K.classes)) do lines[#lines + 1] = ready_key(class) end
 for _, line in ipairs(lines) do
   waiting = waiting + redis.call('ZCARD', line)
-  for _, id in ipairs(redis.call('ZRANGE', line, 0, math.max(1, math.floor(OLDEST_OF / #lines)) - 1)) do
-    oldest = math.min(oldest, tonumber(redis.call('HGET', K.j .. id, 'created') or now))
-  end
+  oldest = math.min(oldest, oldest_in(line, math.max(1, math.floor(OLDEST_OF / #lines))))
 end
 
 local stored, totals = redis.call('HGETALL', K.stats), {}

@@ -1,5 +1,5 @@
 -- The housekeeping that every api replica runs: grace, promotion, reaping, deadlines, retention.
--- A        {}
+-- A        {host (that of the caller, or "")}
 -- result   JSON {grace, since (when the last one began, ms), promoted, reaped, removed, outcomes}
 local function expire_deadlines()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now), 'LIMIT', 0, 100)) do
@@ -48,6 +48,7 @@ local function forget_workers()
     redis.call('DEL', K.w .. worker)
     redis.pcall('XGROUP', 'DELCONSUMER', K.run, 'g', worker)
     redis.call('ZREM', K.workers, worker)
+    redis.call('HDEL', K.rates, worker)
   end
 end
 
