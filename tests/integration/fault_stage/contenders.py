@@ -100,6 +100,10 @@ class Ours(Contender):
         assert self.setup
         self.setup.start_controller(APPLIANCE_CONTROLLER_TARGETS=self.targets, APPLIANCE_PROBE_TIMEOUT_SECONDS="0.2")
 
+    @property
+    def has_controller(self) -> bool:
+        return self.setup is not None and self.setup.controller is not None
+
     def stop_controller(self) -> None:
         assert self.setup
         self.setup.stop_controller()

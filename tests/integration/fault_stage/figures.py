@@ -48,7 +48,7 @@ def figures(diary: Diary, sick: set[str], begin: float, end: float, posts: Count
         failed=len(failed),
         faults=Counter(one.fault for one in failed),
         window=max((one.sent - begin for one in failed), default=0.0),
-        elsewhere=sum(homes.get(one.cookie, "") not in sick for one in failed),
+        elsewhere=sum(homes.get(one.cookie, "?") not in {*sick, "?"} for one in failed),
         broken=sum(talk.ended > 0 for talk in of_sound),
         held=max((talk.silent for talk in of_sick), default=0.0),
         back=min(back) - end if back else None,

@@ -87,7 +87,9 @@ class Visitors:
             if self._stop.is_set():
                 return
             method = "POST" if self._random.random() < POST_SHARE else "GET"
-            self._go(self._ask(method, self._random.choice(self._cookies)))
+            # Each once, so that it is known where they are at home; then anyone.
+            cookie = self._cookies[number] if number < VISITORS else self._random.choice(self._cookies)
+            self._go(self._ask(method, cookie))
             await asyncio.sleep(max(0.0, begin + (number + 1) / PER_SECOND - time.monotonic()))
 
     async def _ask(self, method: str, cookie: str) -> None:
