@@ -252,6 +252,29 @@ async def test_an_unreachable_redis_is_told_to_all_at_once(redis_server: RedisSe
     assert took < 1.5
 
 
+async def test_a_call_that_outlives_its_client_leaves_no_connection_open(redis_server: RedisServer) -> None:
+    """On a busy machine many calls are about to connect when one of them gives the client up for all."""
+    link = RedisLink(redis_server.settings)
+    given_up = asyncio.Event()
+    calls = []
+
+    async def late(client: Redis) -> bool:
+        await given_up.wait()
+        calls.append(client)
+        return bool(await client.ping())
+
+    client = await link.client()
+    asked = asyncio.create_task(link.run(late))
+    await asyncio.sleep(0)
+    await link.drop(client)
+    await asyncio.sleep(0.1)
+    given_up.set()
+    assert await asked
+    assert calls == [client]
+    assert not [one for one in client.connection_pool._available_connections if one.is_connected]
+    await link.close()
+
+
 async def test_one_caller_leaving_does_not_fail_the_others(redis_server: RedisServer, redis: Redis) -> None:
     queue = redis_server.queue()
     first = asyncio.create_task(queue.stats())

@@ -36,18 +36,16 @@ open("/secrets/cluster_token", "w").write(os.environ["TOKEN"])
 # Offloading wants a GPU; to move everything from the CPU to the CPU shows the same hooks come and go.
 PROBE = """
 import json
-from diffusers import UNetMotionModel
 from webui.engine.diffusers import DiffusersEngine, Quiet
 from webui.request import MemorySettings, VideoRequest
 from webui.settings import EngineSettings
 
 engine = DiffusersEngine(EngineSettings(kind="diffusers", checkpoint="tiny", motion_module="tiny"))
 engine.load()
-seen, real = set(), UNetMotionModel.forward
-def forward(self, sample, *args, **options):
-    seen.add(sample.shape[2])
-    return real(self, sample, *args, **options)
-UNetMotionModel.forward = forward
+seen = set()
+for name, module in engine._pipeline.unet.named_modules():
+    if "motion_modules" in name and name.endswith(("attn1", "attn2")):
+        module.register_forward_pre_hook(lambda _, arguments: seen.add(arguments[0].shape[1]))
 request = VideoRequest("a cat", width=64, height=64, frames=16, steps=2, seed=1)
 
 def make(**memory):

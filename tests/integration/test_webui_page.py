@@ -140,6 +140,20 @@ def test_a_video_from_prompt_to_player(page: Browser, proxy: Proxy) -> None:
     assert length > 500
 
 
+def test_nothing_moves_away_from_under_the_pointer(page: Browser) -> None:
+    """Whoever is about to press Cancel when the first preview comes must hit it, and not where it was."""
+    place = "return document.getElementById('cancel').getBoundingClientRect().top"
+    for size in ({"width": 64, "height": 64}, {"width": 256, "height": 64}):
+        order(page, steps=40, **size)
+        wait_for(lambda: page.is_shown("progress"))
+        assert not page.is_shown("preview")
+        before = page.script(place)
+        wait_for(lambda: page.is_shown("preview"))
+        assert page.script(place) == before
+        page.find("cancel").click()
+        page.wait_until("spoken", "Cancelled")
+
+
 def test_every_kind_of_file_is_shown(page: Browser) -> None:
     for box in page.script("return [...document.querySelectorAll('[name=format]')].map((box) => box.value)"):
         page.script(
@@ -258,7 +272,7 @@ def test_loras_seeds_and_sizes(page: Browser, node: Node) -> None:
     weight.clear()
     weight.send_keys("9")
     page.find("generate").click()
-    wait_for(lambda: "weight" in page.text("loras-error"))
+    page.wait_until("loras-error", "weight")
     page.click("#lora-list button")
     assert [line for line in page.complaints() if "422" not in line] == []
 
@@ -417,7 +431,7 @@ def test_it_fits_a_phone(page: Browser, proxy: Proxy) -> None:
         page.set_value("lora-choice", "watercolour")
         page.click("#lora-add")
         order(page, prompt="w" * 300, width=7)
-        wait_for(lambda: page.is_shown("width-error"))
+        page.wait_until("width-error", "64 to 1024")
         order(page, prompt="w" * 300, steps=2)
         page.wait_until("spoken", "ready")
         assert page.script("return document.documentElement.scrollWidth") <= 360

@@ -89,7 +89,9 @@ class Browser:
         return self.driver.execute_script(code, *arguments)
 
     def wait_until(self, identity: str, text: str, seconds: float = 20) -> None:
-        wait_for(lambda: text in self.text(identity), seconds)
+        """Also for an element that is only made when it has something to say, as a field's error is."""
+        asked = "return document.getElementById(arguments[0])?.textContent.includes(arguments[1])"
+        wait_for(lambda: self.script(asked, identity, text), seconds)
 
     def complaints(self) -> list[str]:
         """Everything in the console: errors, warnings, refused content."""

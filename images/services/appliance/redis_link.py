@@ -102,7 +102,11 @@ class RedisLink:
         async with places:
             if waited and client is not self._client:
                 raise QueueUnavailable("the connection was given up while this call waited for its turn")
-            return await operation(client)
+            try:
+                return await operation(client)
+            finally:
+                if client is not self._client:  # given up meanwhile: what this call has opened since is nobody's
+                    await close_quietly(client)
 
     @property
     def most_replicas(self) -> int:

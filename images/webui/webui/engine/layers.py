@@ -3,13 +3,14 @@
 Of the UNet's layers only the motion modules look at more than one frame, so only they need the windows: what windows
 overlap in is blended inside each of them, as FreeNoise does (https://arxiv.org/abs/2310.15169), and every other layer
 sees each frame once. A layer works on no more frames, or on no more of their pixels, than one window has at a time.
-What grows with the clip are one layer's output and those that wait for the way up: 14 MB a frame of 512x512 and prompt
-in half precision.
+What grows with the clip are one layer's input and output, and the outputs that wait for the way up: 16 MB a frame of
+512x512 and prompt in half precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise, zip_longest
 from typing import Any
 
@@ -21,39 +22,41 @@ from webui.engine.context import Window
 from webui.engine.controls import Controls
 
 AT_LEAST = 1 << 14  # pixels of frames at once, for small layers are not worth being taken apart
-Call = Callable[..., Any]
+Look = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Blend:
-    """What windows make of their frames, blended into one clip. The same bits each time, also on a GPU."""
+    """What windows make of their frames, blended into one clip. The same bits each time, also on a GPU.
+
+    `windows` are of one length and cover all `frames`; `like` has the device and the type to count in.
+    """
 
     def __init__(self, windows: Sequence[Window], frames: int, like: torch.Tensor) -> None:
         weights = torch.zeros(len(windows), frames)
         for number, window in enumerate(windows):
             weights[number, list(window)] = _weights(len(window))
-        shares = weights / weights.sum(0)
+        weights /= weights.sum(0)
+        shares = [weights[number, list(window)] for number, window in enumerate(windows)]
         self.windows = windows
-        self.shares = [shares[number, list(window)].to(like) for number, window in enumerate(windows)]
-        self._seen = torch.tensor([frame for window in windows for frame in window], device=like.device)
-        found: list[list[tuple[int, float]]] = [[] for _ in range(frames)]
-        at = 0
-        for number, window in enumerate(windows):
-            for frame in window:
-                found[frame].append((at, float(shares[number, frame])))
-                at += 1
-        most = max(len(places) for places in found)
-        self._taken = []
-        for turn in range(most):
-            places = [of[turn] if turn < len(of) else (of[0][0], 0.0) for of in found]
-            where = torch.tensor([place for place, _ in places], device=like.device)
-            self._taken.append((where, torch.tensor([share for _, share in places]).to(like)[:, None]))
+        self.shares = [share.to(like) for share in shares]
+        """Of each window's frames in the clip's."""
+        seen = [frame for window in windows for frame in window]
+        self._seen = torch.tensor(seen, device=like.device)
+        share_of = torch.cat(shares).tolist()
+        places = [[at for at, frame in enumerate(seen) if frame == one] for one in range(frames)]
+        self._turns = []
+        for turn in range(max(map(len, places))):
+            # A frame that fewer windows see is taken again, for nothing.
+            taken = [(of[turn], share_of[of[turn]]) if turn < len(of) else (of[0], 0.0) for of in places]
+            where = torch.tensor([place for place, _ in taken], device=like.device)
+            self._turns.append((where, torch.tensor([share for _, share in taken]).to(like)[:, None]))
 
-    def __call__(self, look: Call, tokens: torch.Tensor) -> torch.Tensor:
+    def __call__(self, look: Look, tokens: torch.Tensor) -> torch.Tensor:
         """`tokens` is (pixels, frames, width); `look` gets (pixels * windows, frames of a window, width)."""
         pixels, _, width = tokens.shape
         seen = tokens.index_select(1, self._seen).view(pixels * len(self.windows), -1, width)
         looked = look(seen).view(pixels, -1, width)
-        (first, share), *others = self._taken
+        (first, share), *others = self._turns
         total = looked.index_select(1, first).mul_(share)
         for where, share in others:
             total.addcmul_(looked.index_select(1, where), share)
@@ -61,16 +64,13 @@ class Blend:
 
 
 class LayerByLayer:
-    """One look of the UNet at a clip. `aside` is the device on which outputs wait that are needed again on the way up.
-
-    `call` runs a module with its arguments.
-    """
+    """One look of the UNet at a clip. `aside`: the device on which outputs wait that are needed again on the way up."""
 
     def __init__(
-        self, unet: Any, windows: Sequence[Window], controls: Controls | None, told: Told, *, call: Call, aside: Any
+        self, unet: Any, windows: Sequence[Window], controls: Controls | None, told: Told, *, aside: Any
     ) -> None:
         self._unet, self._windows, self._controls = unet, windows, controls
-        self._told, self._call, self._aside = told, call, aside
+        self._told, self._aside = told, aside
         kinds = [type(module).__name__ for module in unet.modules()]
         self._parts = 2 + sum(
             kinds.count(kind) for kind in ("ResnetBlock2D", "AnimateDiffTransformer3D", "Downsample2D", "Upsample2D")
@@ -85,14 +85,14 @@ class LayerByLayer:
         self._blend = Blend(self._windows, self._frames, sample)
         self._time = unet.time_embedding(unet.time_proj(timestep.expand(1)).to(sample.dtype))
         hidden = self._each(lambda part, _: unet.conv_in(part), sample.transpose(1, 2).flatten(0, 1))
-        waiting = [self._put_aside(hidden)]
+        waiting = [hidden.to(self._aside)]
         for block in unet.down_blocks:
             for layer in _layers(block):
                 hidden = self._layer(layer, hidden)
-                waiting.append(self._put_aside(hidden))
+                waiting.append(hidden.to(self._aside))
             for sampler in block.downsamplers or ():
                 hidden = self._resize(sampler, hidden)
-                waiting.append(self._put_aside(hidden))
+                waiting.append(hidden.to(self._aside))
         for layer in _layers(unet.mid_block):
             hidden = self._layer(layer, hidden)
         self._add_controls(sample, timestep, hidden, waiting)
@@ -110,11 +110,11 @@ class LayerByLayer:
         def look(part: Any, rows: slice) -> Any:
             if waited is not None:
                 part = torch.cat([part, waited[rows].to(part.device)], dim=1)
-            part = self._call(resnet, part, self._time)
+            part = resnet(part, self._time)
             if attention is None:
                 return part
             text = self._texts[rows]
-            return self._call(attention, part, encoder_hidden_states=text, return_dict=False)[0]
+            return attention(part, encoder_hidden_states=text, return_dict=False)[0]
 
         hidden = self._each(look, hidden)
         if motion is not None:
@@ -151,20 +151,11 @@ class LayerByLayer:
             tokens = torch.addcmul(shift, tokens.float(), scale).to(hidden.dtype).flatten(0, 1)
             tokens = motion.proj_in(tokens)
             for block in motion.transformer_blocks:
-                tokens = self._blend(lambda seen, block=block: self._attend(block, seen), tokens)
-                tokens += self._call(block.ff, block.norm3(tokens))
+                tokens = self._blend(partial(_attend, block), tokens)
+                tokens += block.ff(block.norm3(tokens))
             moved = motion.proj_out(tokens).unflatten(0, (self._clips, -1))
             clip[..., some] += moved.permute(0, 2, 3, 1)
             self._told(self._done, self._parts)
-
-    def _attend(self, block: Any, tokens: torch.Tensor) -> torch.Tensor:
-        for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
-            if attention is not None:
-                tokens = self._call(attention, block.pos_embed(norm(tokens))).add_(tokens)
-        return tokens
-
-    def _put_aside(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden.to(self._aside)
 
     def _add_controls(self, sample: Any, timestep: Any, middle: torch.Tensor, waiting: list[torch.Tensor]) -> None:
         """In place, and only now: the middle has looked at the last of those that wait without it."""
@@ -192,6 +183,14 @@ class LayerByLayer:
         for some in _even(self._frames, len(self._windows[0])):
             frames = range(some.start, some.stop)
             yield frames, torch.ones(len(frames)).to(self._blend.shares[0])
+
+
+def _attend(block: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """`tokens` is (any, frames that see one another, width)."""
+    for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
+        if attention is not None:
+            tokens = attention(block.pos_embed(norm(tokens))).add_(tokens)
+    return tokens
 
 
 def _layers(block: Any) -> list[tuple[Any, Any, Any]]:

@@ -30,20 +30,17 @@ class WindowedUNet(UNetMotionModel):  # type: ignore[misc]
     told: Told = staticmethod(nobody)
     is_short = False
     _compiled: Any = None
-    _compiled_module: Any = None
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """With windows only what they are made of: the loops around it are Python's own, and would be unrolled."""
+        """For clips without windows. With them each length would be compiled anew, layer by layer."""
         self._compiled = torch.compile(super().forward, *args, **options)
-        self._compiled_module = torch.compile(_call, *args, **options)
 
     def forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any) -> Any:
         """`sample` is (clips, channels, frames, h, w), `encoder_hidden_states` (clips * frames, tokens, width)."""
         if not self.windows:
             return UNetMotionOutput(sample=self._look(sample, timestep, encoder_hidden_states, options))
         aside = "cpu" if self.is_short else sample.device
-        call = self._compiled_module or _call
-        clip = LayerByLayer(self, self.windows, self.controls, self.told, call=call, aside=aside)
+        clip = LayerByLayer(self, self.windows, self.controls, self.told, aside=aside)
         return UNetMotionOutput(sample=clip.noise(sample, timestep, encoder_hidden_states))
 
     def _look(self, sample: Any, timestep: Any, text: Any, options: dict[str, Any]) -> Any:
@@ -52,10 +49,6 @@ class WindowedUNet(UNetMotionModel):  # type: ignore[misc]
         forward = self._compiled or super().forward
         (noise,) = forward(sample, timestep, text, **options | {"return_dict": False})
         return noise
-
-
-def _call(module: Any, *args: Any, **options: Any) -> Any:
-    return module(*args, **options)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ export class Stage {
     find("progress").hidden = over;
     if (over) find("preview").hidden = true;
     else this.showProgress(run);
+    this.reserve(over && run.state !== "done" ? null : run.request);
     this.say(run);
     find("run-error").hidden = !(run.error || run.state === "gone");
     find("run-error").textContent = run.error ? explain(run.error) : GONE;
@@ -54,6 +55,12 @@ export class Stage {
     find("made-with").textContent = run.request ? madeWith(run) : "";
     if (run.state === "done") this.showFiles(run);
     else { this.playing = null; find("player").replaceChildren(); }
+  }
+
+  // The place of the picture, before there is one: nothing below it may move away from under a pointer.
+  reserve(request) {
+    if (request) find("screen").style.setProperty("--shape", `${request.width} / ${request.height}`);
+    else find("screen").style.removeProperty("--shape");
   }
 
   showProgress(run) {
