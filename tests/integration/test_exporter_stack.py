@@ -50,7 +50,7 @@ def test_jobs_and_processes_of_a_whole_host(stack: Stack) -> None:
             wait_for(client, job, lambda seen: seen["state"] == "done", 60)
     told = scrape(stack)
     services = {dict(labels)["job"] for labels in told.values["process_cpu_seconds_total"]}
-    assert services == {"api", "exporter", "agent-0", "agent-1", "agent-2"}
+    assert services == {"api", "controller", "exporter", "agent-0", "agent-1", "agent-2"}
     assert told.of("animatediff_exporter_source_up", source="redis") == 1
     assert told.of("animatediff_job_success_total", resolution="64x64") == 4
     assert told.of("animatediff_job_success_total", model="tiny") == 4, "what a worker calls its own model"

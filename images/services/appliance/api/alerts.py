@@ -18,7 +18,7 @@ from appliance.queue.nodes import Look
 from appliance.queue.orders import Order, OrderKind
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/api/v1/alerts", tags=["nodes"], responses=documented(401, 403, 422, 503))
+router = APIRouter(prefix="/api/v1/alerts", tags=["nodes"], responses=documented(400, 401, 403, 413, 422, 503))
 
 BY: Final = "alertmanager"
 HOLD_SECONDS: Final = 3600.0

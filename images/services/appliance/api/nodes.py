@@ -97,7 +97,7 @@ async def list_nodes(services: ServicesHere) -> NodeList:
     return NodeList(nodes=[_view(name, workers.get(name), look, views) for name in names])
 
 
-@router.put("/{host}/{index}/order", response_model=OrderView, responses=documented(404, 409, 422))
+@router.put("/{host}/{index}/order", response_model=OrderView, responses=documented(400, 404, 409, 413, 422))
 async def put_order(
     services: ServicesHere, caller: Operator, host: HostName, index: WorkerIndex, wanted: OrderRequest
 ) -> OrderView:
