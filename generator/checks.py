@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import PurePosixPath
 
-from generator import ports
+from generator import checks_monitoring, ports
 from generator.errors import Problem
 from generator.load import Loaded, by_line
 from generator.marks import Path
@@ -440,4 +440,5 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _tls,
     _acme,
     _storage,
+    *checks_monitoring.RULES,
 )

@@ -5,21 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from generator.limits import Limits
+from generator.planned_metrics import DashboardsPlan, MetricsPlan
+
 UID = 10001
 """Who every process of ours runs as; owner of the secret files and of the volumes."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one container may use at most."""
-
-    cpus: float
-    memory_mib: int
-    pids: int
-
-    @property
-    def memory(self) -> str:
-        return f"{self.memory_mib}m"
 
 
 @dataclass(frozen=True)
@@ -166,6 +156,10 @@ class HostPlan:
     queue: QueuePlan | None
     workers: tuple[WorkerPlan, ...]
     redis_environment: dict[str, str]
+    monitored: bool = False
+    """Whether some host has the role metrics, and so this one a node-exporter."""
+    metrics: MetricsPlan | None = None
+    dashboards: DashboardsPlan | None = None
 
     @property
     def runs_storage(self) -> bool:
@@ -231,6 +225,13 @@ class ClusterPlan:
             "agent-a1111": Limits(1.0, 1024, 64),
             "sentinel": Limits(0.5, 128, 64),
             "storage-init": Limits(1.0, 128, 32),
+            "alertmanager": Limits(0.5, 256, 64),
+            "node-exporter": Limits(0.5, 128, 64),
+            "redis-exporter": Limits(0.5, 128, 64),
+            "blackbox-exporter": Limits(0.5, 128, 64),
+            "relay": Limits(0.5, 128, 32),
+            "grafana": Limits(1.0, 512, 256),
+            "guard": Limits(0.5, 128, 64),
         }
     )
 

@@ -11,7 +11,7 @@ from generator.docker import Engine
 from generator.load import load
 from generator.plan import plan
 from generator.render import render
-from generator.secrets import Store, lay_out, redis_names
+from generator.secrets import Store, lay_out, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
 from tests.unit.generator.clusters import one_host, three_hosts
 
@@ -23,7 +23,7 @@ def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, f
     the_plan = plan(load(ROOT / "config" / file).cluster)
     tree.write(tmp_path, render(the_plan, read_sources()))
     store = Store(tmp_path / "store")
-    store.create_missing(("localhost",), tls=True, redis=redis_names(the_plan))
+    store.create_missing(("localhost",), tls=True, redis=redis_names(the_plan), monitoring=monitoring_names(the_plan))
     lay_out(the_plan, tmp_path, store.read())
     folders = sorted(path.parent for path in tmp_path.glob("*/compose.yaml"))
     assert len(folders) == hosts

@@ -55,9 +55,7 @@ async def now_ms(redis: Redis) -> int:
 
 
 async def register(queue: Queue, worker: str, boot_id: str = "b", **more: str) -> None:
-    await queue.register(
-        worker, boot_id=boot_id, state="idle", engine="e", fingerprint="f", synthetic="0", **more
-    )
+    await queue.register(worker, boot_id=boot_id, state="idle", engine="e", fingerprint="f", synthetic="0", **more)
 
 
 # --- deadlines -------------------------------------------------------------------------------------------------------
