@@ -130,6 +130,7 @@ def _targets(cluster: Cluster, workers: dict[str, tuple[WorkerPlan, ...]]) -> Ta
         return tuple(Target(_place(cluster, name, service, port), {"node_name": name}) for name in names)
 
     hosts, monitors = list(cluster.hosts), _names_with(cluster, Role.METRICS)
+    exported = [name for name, host in cluster.hosts.items() if ports.EXPORTED_ROLES & set(host.roles)]
     nodes = every(hosts, "node-exporter", ports.NODE_EXPORTER)
     prometheuses = every(monitors, "prometheus", ports.PROMETHEUS)
     alertmanagers = every(monitors, "alertmanager", ports.ALERTMANAGER)
@@ -141,7 +142,7 @@ def _targets(cluster: Cluster, workers: dict[str, tuple[WorkerPlan, ...]]) -> Ta
         *alertmanagers,
     )
     return Targets(
-        exporters=every(hosts, "exporter", ports.EXPORTER),
+        exporters=every(exported, "exporter", ports.EXPORTER),
         nodes=nodes,
         webuis=tuple(_webuis(cluster, workers)),
         queues=queues,

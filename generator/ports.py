@@ -19,6 +19,9 @@ GRAFANA = 3000
 LOGSTASH = 5044
 ELASTICSEARCH = 9200
 
+EXPORTED_ROLES = frozenset({Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER})
+"""A host with one of these has an exporter."""
+
 _BY_ROLE: dict[Role, tuple[tuple[int, str], ...]] = {
     Role.CONTROL: ((API, "the api"),),
     Role.METRICS: (
