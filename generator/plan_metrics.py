@@ -251,13 +251,6 @@ def _slo(name: str, percent: float) -> SloPlan:
 
 
 def _sources(cluster: Cluster, names: list[str]) -> Iterator[SourcePlan]:
-    """The uids are fixed: the dashboards know them."""
     for number, name in enumerate(names, start=1):
-        suffix = "" if number == 1 else f"-{number}"
-        yield SourcePlan(
-            uid=f"prometheus{suffix}",
-            name=f"Prometheus on {name}",
-            url=f"{_scheme(cluster)}://{_place(cluster, name, 'prometheus', ports.PROMETHEUS)}",
-            alertmanager_uid=f"alertmanager{suffix}",
-            alertmanager_url=f"{_scheme(cluster)}://{_place(cluster, name, 'alertmanager', ports.ALERTMANAGER)}",
-        )
+        url = f"{_scheme(cluster)}://{_place(cluster, name, 'prometheus', ports.PROMETHEUS)}"
+        yield SourcePlan("prometheus" if number == 1 else f"prometheus-{number}", f"Prometheus on {name}", url)

@@ -158,13 +158,11 @@ class MetricsPlan:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """A Prometheus (or its Alertmanager) as Grafana sees it."""
+    """A Prometheus as Grafana sees it. The uid is fixed: the dashboards know it."""
 
     uid: str
     name: str
     url: str
-    alertmanager_uid: str
-    alertmanager_url: str
 
 
 @dataclass(frozen=True)

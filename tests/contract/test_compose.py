@@ -13,7 +13,7 @@ from generator.plan import plan
 from generator.render import render
 from generator.secrets import Store, lay_out, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
-from tests.unit.generator.clusters import one_host, three_hosts
+from tests.unit.generator.clusters import one_host, three_hosts, with_dashboards
 
 pytestmark = pytest.mark.docker
 
@@ -58,3 +58,9 @@ def test_compose_accepts_a_foreign_a1111(engine: Engine, tmp_path: Path, webui: 
     assert len(folders) == 4
     for folder in folders:
         assert engine.compose(folder, "config", "-q") == ""
+
+
+def test_compose_accepts_a_host_with_grafana(engine: Engine, tmp_path: Path) -> None:
+    tree.write(tmp_path, render(plan(with_dashboards()), read_sources()))
+    assert "grafana" not in engine.compose(tmp_path / "gpu-02", "config", "--services")
+    assert "grafana" in engine.compose(tmp_path / "gpu-02", "--profile", "vendor", "config", "--services")

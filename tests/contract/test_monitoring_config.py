@@ -200,7 +200,7 @@ def test_two_monitoring_hosts_are_a_monitored(images: str, tmp_path: Path) -> No
     host = rendered(images, tmp_path, CLUSTERS["pair"])
     command = host.compose()["services"]["alertmanager"]["command"]
     assert {
-        "--cluster.listen-address=:9094",
+        "--cluster.listen-address=0.0.0.0:9094",
         "--cluster.advertise-address=192.168.1.10:9094",
         "--cluster.peer=192.168.1.11:9094",
         "--cluster.tls-config=/etc/appliance-alertmanager/gossip.yml",

@@ -47,6 +47,14 @@ def monitored(**changes: Any) -> Cluster:
     return cluster(**{"hosts": hosts, "storage": storage, "gateway": gateway, **changes})
 
 
+def with_dashboards(**changes: Any) -> Cluster:
+    """As `monitored`, with Grafana on the second host."""
+    hosts = monitored().model_dump(mode="json")["hosts"]
+    hosts["gpu-02"]["roles"].append("dashboards")
+    monitoring = {"grafana_image": "grafana/grafana:11.6.0", **changes.pop("monitoring", {})}
+    return monitored(**{"hosts": hosts, "monitoring": monitoring, **changes})
+
+
 def monitored_alone(**changes: Any) -> Cluster:
     """One host that does everything."""
     roles = ["gateway", "control", "queue", "worker", "metrics"]

@@ -11,7 +11,7 @@ from generator.model import Cluster
 from generator.plan import plan
 from generator.render import HASH_LABEL, RenderError, Sources, render
 from generator.sources import read_sources
-from tests.unit.generator.clusters import gpu, monitored, monitored_alone, one_host, three_hosts
+from tests.unit.generator.clusters import gpu, monitored, monitored_alone, one_host, three_hosts, with_dashboards
 
 SOURCES = read_sources()
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -61,6 +61,7 @@ def test_a_gpu_service_reserves_one_gpu_by_uuid() -> None:
         (three_hosts(), "gpu-03"),
         (monitored(), "gpu-01"),
         (monitored_alone(), "demo"),
+        (with_dashboards(), "gpu-02"),
     ],
 )
 def test_every_service_is_hardened(cluster: Cluster, host: str) -> None:
@@ -103,10 +104,10 @@ def test_the_virtual_address_is_held_beside_every_gateway() -> None:
 
 
 def test_only_the_gateway_is_public() -> None:
-    for cluster in (three_hosts(), monitored()):
-        for name, service in compose(cluster, "gpu-01")["services"].items():
+    for cluster in (three_hosts(), monitored(), with_dashboards()):
+        for name, service in compose(cluster, "gpu-02")["services"].items():
             for port in service.get("ports", ()):
-                assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else "192.168.1.10"), name
+                assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else "192.168.1.11"), name
     for cluster in (one_host(), monitored_alone()):
         published = {name for name, service in compose(cluster, "demo")["services"].items() if "ports" in service}
         assert published == {"gateway"}
@@ -120,6 +121,23 @@ def test_a_node_exporter_listens_beside_the_hosts_network_at_its_address_alone()
     assert (inside["networks"], "network_mode" in inside) == (["cluster"], False)
     assert "--web.listen-address=:9100" in inside["command"]
     assert {volume["read_only"] for volume in beside["volumes"]} == {True}
+
+
+def test_grafana_is_reached_through_its_guard_alone_and_can_be_left_out() -> None:
+    services = compose(with_dashboards(), "gpu-02")["services"]
+    grafana, guard = services["grafana"], services["guard"]
+    assert (grafana["image"], grafana["pull_policy"], "ports" in grafana) == (
+        "grafana/grafana:11.6.0",
+        "missing",
+        False,
+    )
+    assert (guard["ports"][0]["published"], guard["ports"][0]["target"]) == ("3000", 8080)
+    assert grafana["profiles"] == guard["profiles"] == ["vendor"]
+    assert guard["secrets"] == ["cluster_token"]
+    others = [name for name, service in services.items() if "profiles" in service]
+    assert others == ["grafana", "guard"], "nothing else waits for a vendor's image"
+    assert not [name for name, service in services.items() if {"grafana", "guard"} & set(service.get("depends_on", ()))]
+    assert "grafana" not in compose(monitored(), "gpu-02")["services"]
 
 
 def test_no_secret_in_environment_or_labels() -> None:

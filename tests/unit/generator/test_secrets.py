@@ -15,7 +15,7 @@ from generator import certificates
 from generator.errors import UserError
 from generator.plan import plan
 from generator.secrets import PLAIN, Store, for_host, lay_out, monitoring_names, redis_names
-from tests.unit.generator.clusters import monitored, monitored_alone, one_host, three_hosts
+from tests.unit.generator.clusters import monitored, monitored_alone, one_host, three_hosts, with_dashboards
 
 UID = 10001 if os.geteuid() == 0 else os.geteuid()
 """Only root may give a file away."""
@@ -64,7 +64,7 @@ def test_every_secret_a_service_mounts_exists(tmp_path: Path) -> None:
     from generator.sources import read_sources
 
     values = store(tmp_path).read()
-    for cluster in (one_host(), three_hosts(), monitored(), monitored_alone()):
+    for cluster in (one_host(), three_hosts(), monitored(), monitored_alone(), with_dashboards()):
         the_plan = plan(cluster)
         for name, files in render(the_plan, read_sources()):
             wanted = {f"./secrets/{secret}" for secret in for_host(the_plan.by_name[name], values)}
