@@ -162,6 +162,11 @@ class HostPlan:
     dashboards: DashboardsPlan | None = None
 
     @property
+    def vendor_images(self) -> dict[str, str]:
+        """Service → image that is a vendor's and not built here; the service may be left out where it cannot be had."""
+        return {"grafana": self.dashboards.image} if self.dashboards else {}
+
+    @property
     def runs_storage(self) -> bool:
         return self.api or bool(self.workers)
 

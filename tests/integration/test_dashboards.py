@@ -348,8 +348,8 @@ def grafana(engine: Engine, fed: Fed, tmp_path_factory: pytest.TempPathFactory) 
                 pass
         except ToolError as error:
             pytest.skip(
-                f"NOT CHECKED: the dashboards in Grafana itself. {GRAFANA} is not here and cannot be pulled; load it, or "
-                f"name another one in APPLIANCE_TEST_GRAFANA_IMAGE ({error.stderr_tail[-200:]})"
+                f"NOT CHECKED: the dashboards in Grafana itself. {GRAFANA} is not here and cannot be pulled; load it "
+                f"or name another one in APPLIANCE_TEST_GRAFANA_IMAGE ({error.stderr_tail[-200:]})"
             )
     folder, name = tmp_path_factory.mktemp("grafana"), f"{fed.name}-grafana"
     the_plan = plan(with_dashboards())
