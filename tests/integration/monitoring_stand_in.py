@@ -49,7 +49,7 @@ class Gateway(Quiet):
     def do_POST(self) -> None:
         body = json.loads(self.read())
         recorded.append({"path": self.path, "authorization": self.headers["Authorization"], "body": body})
-        self.answer(200)
+        self.answer(200, b'{"errcode": 0}', "application/json")  # as a group's robot does
 
 
 if __name__ == "__main__":

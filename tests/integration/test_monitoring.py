@@ -24,7 +24,16 @@ from tests.unit.generator.clusters import monitored_alone
 pytestmark = pytest.mark.docker
 PROJECT = "adha-monitoring"
 STAND_IN = Path(__file__).with_name("monitoring_stand_in.py")
-OURS = ("redis", "prometheus", "alertmanager", "redis-exporter", "blackbox-exporter", "node-exporter", "stand-in")
+OURS = (
+    "redis",
+    "prometheus",
+    "alertmanager",
+    "redis-exporter",
+    "blackbox-exporter",
+    "node-exporter",
+    "relay",
+    "stand-in",
+)
 GIB = 1 << 30
 
 
@@ -65,9 +74,14 @@ class Watched:
             {**alert, "authorization": one["authorization"]}
             for one in told
             if one["path"] == path
-            for alert in one["body"]["alerts"]
+            for alert in one["body"].get("alerts", ())
             if alert["status"] == status
         ]
+
+    def messages(self, path: str) -> list[str]:
+        """What a group's robot got."""
+        told = httpx.get(f"{self.url('stand-in', 8080)}/recorded", timeout=10).json()
+        return [one["body"]["markdown"]["text"] for one in told if one["path"] == path]
 
     def logs(self) -> str:
         return "\n".join(
@@ -96,9 +110,10 @@ def gpu_memory(used_gib: float) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def watched(engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("monitoring")
-    hook = folder / "hook_url"
-    hook.write_text("http://gateway:8080/hook")
-    hook.chmod(0o644)
+    hook, robot = folder / "hook_url", folder / "robot_url"
+    for file in (hook, robot):
+        file.write_text(f"http://gateway:8080/{file.name.removesuffix('_url')}")
+        file.chmod(0o644)
     cluster = monitored_alone(
         name=PROJECT,
         images={"webui": "cpu", "tag": images},
@@ -106,7 +121,10 @@ def watched(engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactor
         monitoring={
             "scrape_seconds": 1,
             "gpu_memory": {"high_seconds": 3, "low_seconds": 5},
-            "receivers": {"hook": {"kind": "webhook", "url_file": str(hook), "severity": "info"}},
+            "receivers": {
+                "hook": {"kind": "webhook", "url_file": str(hook), "severity": "info"},
+                "robot": {"kind": "dingtalk", "url_file": str(robot), "severity": "critical"},
+            },
         },
     )
     the_plan = plan(cluster)
@@ -220,6 +238,7 @@ def test_a_full_gpu_reaches_the_gateway_with_the_key_and_everybody_else_too(watc
     ].items()
     assert "99.58% of its memory" in told["annotations"]["description"]
     watched.wait("people are told", lambda: named(watched.recorded("/hook", "firing")))
+    watched.wait("and groups", lambda: [text for text in watched.messages("/robot") if "**GpuMemoryHigh**" in text])
 
     watched.tell(*gpu_memory(21))  # below 95 %, above 80 %
     time.sleep(8)

@@ -34,10 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser("api", help="the public HTTP API: submit, watch and fetch jobs")
     verbs.add_parser("agent", help="one per GPU: leases jobs, drives the webui, commits results")
     verbs.add_parser("controller", help="probes the nodes and tells the gateway who gets traffic")
+    verbs.add_parser("relay", help="tells group robots (DingTalk, WeCom) of alerts")
     init = verbs.add_parser("storage-init", help="verify the two volumes; with --create, prepare them")
     init.add_argument("--create", action="store_true", help="make folders and marker files, owned by 10001:10001")
     health = verbs.add_parser("healthcheck", help="exit 0 when alive, 1 otherwise, within 2 s")
-    health.add_argument("what", choices=("api", "agent", "controller", "http"), help="the service, or `http URL`")
+    health.add_argument(
+        "what", choices=("api", "agent", "controller", "relay", "http"), help="the service, or `http URL`"
+    )
     health.add_argument("url", nargs="?", help="the address for `http`; 2xx is healthy")
     return parser
 
@@ -70,6 +73,11 @@ def run_service(verb: str, environment: Mapping[str, str]) -> int:
         from appliance.agent.main import run as run_agent
 
         return run_agent(read_agent_settings(environment))
+    if verb == "relay":
+        from appliance.relay.main import run as run_relay
+        from appliance.relay.settings import read_relay_settings
+
+        return run_relay(read_relay_settings(environment))
     from appliance.controller.main import run as run_controller
 
     run_controller()
@@ -93,7 +101,7 @@ def init_storage(environment: Mapping[str, str], *, create: bool) -> int:
 def check_health(what: str, url: str | None, environment: Mapping[str, str]) -> int:
     if what == "http":
         problem = healthcheck.check_http(url or "")
-    elif what == "api":
+    elif what in ("api", "relay"):
         problem = healthcheck.check_http(healthcheck.api_url(environment))
     else:
         problem = healthcheck.check_heartbeat(what)
