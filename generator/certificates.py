@@ -33,19 +33,23 @@ def make_authority() -> tuple[bytes, bytes]:
     return _pem(key), certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def make_server(authority_key: bytes, authority_certificate: bytes, names: tuple[str, ...]) -> tuple[bytes, bytes]:
-    """`(key, chain)` in PEM for a server reachable under `names` (host names or addresses)."""
+def make_server(
+    authority_key: bytes, authority_certificate: bytes, names: tuple[str, ...], *, also_client: bool = False
+) -> tuple[bytes, bytes]:
+    """`(key, chain)` in PEM for a server reachable under `names` (host names or addresses); `also_client`: that shows
+    it to others like itself as well."""
     signer = serialization.load_pem_private_key(authority_key, password=None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise TypeError("the authority's key is not ECDSA")
     issuer = x509.load_pem_x509_certificate(authority_certificate)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if also_client else [])]
     certificate = (
         _builder(subject, issuer.subject, key.public_key(), SERVER_DAYS)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         # Strict clients (Python 3.13 by default) refuse a certificate without it: RFC 5280, section 4.2.1.1.
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)

@@ -32,7 +32,7 @@ from generator.ops.engine import ensure_engine
 from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
-from generator.secrets import lay_out, redis_names
+from generator.secrets import lay_out, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
 
 app = typer.Typer(
@@ -341,7 +341,12 @@ def _refuse_options_before(context: typer.Context) -> None:
 
 
 def _make_secrets(the_plan: Plan, file: Path) -> list[str]:
-    return _store(file).create_missing(_server_names(the_plan), tls=_own_tls(the_plan), redis=redis_names(the_plan))
+    return _store(file).create_missing(
+        _server_names(the_plan),
+        tls=_own_tls(the_plan),
+        redis=redis_names(the_plan),
+        monitoring=monitoring_names(the_plan),
+    )
 
 
 def _server_names(the_plan: Plan) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ PATTERN_HINTS = {
     model.IMAGE: "not an image; write it like registry.example.net/a1111:1.10.1",
     model.ACME_DIRECTORY: "not an ACME directory; write its address, like https://acme.example.net/directory",
     model.EMAIL: "not an e-mail address; write one like admin@example.net, or leave it out",
+    model.HOST_PORT: "not a server with its port; write it like mail.example.net:587",
+    model.LOGIN: "not a login; use at most 200 plain characters without spaces",
     model.FOREIGN_URL: "not an address; write it like http://{{address}}:1786{{index}}, without a path",
     model.SOURCE: "not a usable source; use at most 500 plain characters without spaces",
 }

@@ -15,6 +15,8 @@ from generator.errors import Problem, UserError
 
 OWN_NAME = "operator"
 """The generator's own key, which `secrets` makes and `secrets rotate api_key` replaces."""
+ALERTS_NAME = "alertmanager"
+"""Whom the gateways take Alertmanager for."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LINE = re.compile(
     rf"(?P<name>{NAME.pattern}):(?P<role>user|operator):(?P<digest>[0-9a-f]{{64}})(?: +# made (?P<made>[0-9-]{{10}}))?"
@@ -81,5 +83,9 @@ def without(keys: Sequence[ApiKey], name: str) -> tuple[ApiKey, ...]:
 
 
 def _refuse_own(name: str) -> None:
+    if name == ALERTS_NAME:
+        raise UserError(
+            f'"{ALERTS_NAME}" is the key of the cluster\'s Alertmanagers; `secrets rotate alerts_key` replaces it'
+        )
     if name == OWN_NAME:
         raise UserError(f'"{OWN_NAME}" is the generator\'s own key; `secrets rotate api_key` replaces it')

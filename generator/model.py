@@ -32,6 +32,8 @@ INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 GPU_MODEL = r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}$"
 DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 USER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+HOST_PORT = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}:[0-9]{1,5}$"
+LOGIN = r"^[!-~]{1,200}$"
 # What each pattern means in words stands in `explain`; a test holds the two together.
 LETS_ENCRYPT = "https://acme-v02.api.letsencrypt.org/directory"
 
@@ -50,6 +52,9 @@ HostName = Annotated[str, Field(pattern=HOST_NAME)]
 UserName = Annotated[str, Field(pattern=USER_NAME)]
 """As in the api's key file."""
 ServerName = Annotated[str, Field(pattern=SERVER_NAME)]
+HostPort = Annotated[str, Field(pattern=HOST_PORT)]
+Email = Annotated[str, Field(pattern=EMAIL)]
+Percent = Annotated[float, Field(ge=1, le=99.99)]
 
 
 class Part(BaseModel):
@@ -120,6 +125,23 @@ class VrrpMode(str, Enum):
     NONE = "none"
 
 
+class ReceiverKind(str, Enum):
+    """How somebody is told of alerts."""
+
+    WEBHOOK = "webhook"
+    EMAIL = "email"
+    DINGTALK = "dingtalk"
+    WECOM = "wecom"
+
+
+class Severity(str, Enum):
+    """How bad an alert is, the worst last."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
 class LogDriver(str, Enum):
     NONE = "none"
     ELASTIC = "elastic"
@@ -177,7 +199,7 @@ class Tls(Part):
     mode: TlsMode = TlsMode.SELF_SIGNED
     certificate: AbsolutePath | None = None
     key: AbsolutePath | None = None
-    email: Annotated[str, Field(pattern=EMAIL)] | None = None
+    email: Email | None = None
     directory: Annotated[str, Field(pattern=ACME_DIRECTORY)] = LETS_ENCRYPT
 
 
@@ -269,8 +291,46 @@ class Worker(Part):
     model_cache_gib: Annotated[float, Field(ge=0, le=1024)] = 8.0
 
 
+class GpuMemory(Part):
+    """The alert that takes a worker out of service; percent of a GPU's memory, without what torch only keeps."""
+
+    high_percent: Percent = 95.0
+    high_seconds: Seconds = 300
+    low_percent: Percent = 80.0
+    low_seconds: Seconds = 600
+
+
+class Slo(Part):
+    """What the service promises its users."""
+
+    wait_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
+    wait_percent: Percent = 95.0
+    success_percent: Percent = 99.0
+
+
+class Receiver(Part):
+    """Somebody who is told of alerts. What holds a secret is a file on the monitoring hosts."""
+
+    kind: ReceiverKind
+    severity: Severity = Severity.WARNING
+    url_file: AbsolutePath | None = None
+    secret_file: AbsolutePath | None = None
+    to: Annotated[tuple[Email, ...], Field(max_length=50)] = ()
+    sender: Email | None = None
+    server: HostPort | None = None
+    username: Annotated[str, Field(pattern=LOGIN)] | None = None
+
+
 class Monitoring(Part):
     retention_days: Annotated[int, Field(ge=1, le=365)] = 15
+    retention_gib: Annotated[int, Field(ge=1, le=10_000)] = 20
+    scrape_seconds: Annotated[int, Field(ge=1, le=60)] = 10
+    gpu_memory: GpuMemory = GpuMemory()
+    slo: Slo = Slo()
+    receivers: Annotated[dict[Name, Receiver], Field(max_length=20)] = {}
+    gateway_ca: AbsolutePath | None = None
+    ceph: Annotated[tuple[HostPort, ...], Field(max_length=20)] = ()
+    grafana_image: Annotated[str, Field(pattern=IMAGE)] | None = None
     article_names: bool = True
 
 

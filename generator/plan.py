@@ -7,9 +7,12 @@ few gateway hosts, which have to know every worker.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from generator import ports
+from generator.limits import Limits
 from generator.model import (
     Cluster,
     Host,
@@ -23,6 +26,7 @@ from generator.model import (
     VrrpMode,
     WebuiEngine,
 )
+from generator.plan_metrics import dashboards_of, metrics_of
 from generator.planned import (
     AcmePlan,
     CertificatePlan,
@@ -31,7 +35,6 @@ from generator.planned import (
     ForeignPlan,
     GatewayPlan,
     HostPlan,
-    Limits,
     Plan,
     QueuePlan,
     VirtualAddressPlan,
@@ -41,12 +44,11 @@ from generator.planned import (
 
 SENTINEL_MASTER = "queue"
 TLS_FOLDER = "/etc/nginx/tls"
+MONITORING_IMAGES = ("alertmanager", "blackbox-exporter", "node-exporter", "prometheus", "redis-exporter")
 DEMO_SOURCE = "demo"
 """`models.available[].source` of a model that the WebUI image builds itself."""
 
 _ROLES_TO_COME = {
-    Role.METRICS: "Prometheus and Alertmanager",
-    Role.DASHBOARDS: "Grafana",
     Role.LOGS: "Logstash and Elasticsearch",
 }
 
@@ -56,12 +58,12 @@ def plan(cluster: Cluster) -> Plan:
     queue_hosts = [(name, host) for name, host in cluster.hosts.items() if Role.QUEUE in host.roles]
     redis_environment = _redis_environment(cluster, queue_hosts)
     targets = _controller_targets(cluster)
-    hosts = tuple(
+    hosts = [
         _host(cluster, name, host, queue_hosts, redis_environment, targets) for name, host in cluster.hosts.items()
-    )
+    ]
     return Plan(
         cluster=_shared(cluster, len(queue_hosts)),
-        hosts=hosts,
+        hosts=tuple(_with_monitoring(cluster, hosts)),
         addresses=(str(cluster.gateway.vip),) if cluster.gateway.vip else (),
         notices=_notices(cluster),
     )
@@ -91,6 +93,15 @@ def _host(
         exporter=_exporter(cluster, name, host) if ports.EXPORTED_ROLES & set(host.roles) else None,
         redis_environment=redis_environment,
     )
+
+
+def _with_monitoring(cluster: Cluster, hosts: list[HostPlan]) -> Iterator[HostPlan]:
+    metrics = metrics_of(cluster, {host.name: host.workers for host in hosts})
+    dashboards = dashboards_of(cluster)
+    for host in hosts:
+        yield replace(
+            host, monitored=bool(metrics), metrics=metrics.get(host.name), dashboards=dashboards.get(host.name)
+        )
 
 
 def _workers(cluster: Cluster, name: str, host: Host) -> tuple[WorkerPlan, ...]:
@@ -303,7 +314,15 @@ def _shared(cluster: Cluster, queue_hosts: int) -> ClusterPlan:
 def _images(cluster: Cluster) -> dict[str, str]:
     prefix = f"{cluster.images.registry}/" if cluster.images.registry else ""
     acme = ("acme",) if cluster.gateway.tls.mode is TlsMode.ACME else ()
-    names = (*acme, "gateway", *(("keepalived",) if _moves_address(cluster) else ()), "redis", "services")
+    monitored = any(Role.METRICS in host.roles for host in cluster.hosts.values())
+    names = (
+        *acme,
+        "gateway",
+        *(("keepalived",) if _moves_address(cluster) else ()),
+        *(MONITORING_IMAGES if monitored else ()),
+        "redis",
+        "services",
+    )
     images = {name: f"{prefix}animatediff-ha/{name}:{cluster.images.tag}" for name in names}
     images["webui"] = f"{prefix}animatediff-ha/webui-{cluster.images.webui.value}:{cluster.images.tag}"
     return images
@@ -363,6 +382,9 @@ def _notices(cluster: Cluster) -> tuple[str, ...]:
     for role, parts in _ROLES_TO_COME.items():
         if any(role in host.roles for host in cluster.hosts.values()):
             notices.append(f"role {role.value}: {parts} are not rendered by this version")
+    dashboards = any(Role.DASHBOARDS in host.roles for host in cluster.hosts.values())
+    if dashboards and cluster.monitoring.grafana_image is None:
+        notices.append("role dashboards: monitoring.grafana_image names no image, so there will be no Grafana")
     if cluster.logs.driver is not LogDriver.NONE:
         notices.append(
             f"logs.driver {cluster.logs.driver.value}: not rendered by this version; logs stay in `docker logs`"

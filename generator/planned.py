@@ -5,21 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from generator.limits import Limits
+from generator.planned_metrics import DashboardsPlan, MetricsPlan
+
 UID = 10001
 """Who every process of ours runs as; owner of the secret files and of the volumes."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one container may use at most."""
-
-    cpus: float
-    memory_mib: int
-    pids: int
-
-    @property
-    def memory(self) -> str:
-        return f"{self.memory_mib}m"
 
 
 @dataclass(frozen=True)
@@ -181,6 +171,15 @@ class HostPlan:
     exporter: ExporterPlan | None
     """None where nothing of ours runs but monitoring."""
     redis_environment: dict[str, str]
+    monitored: bool = False
+    """Whether some host has the role metrics, and so this one a node-exporter."""
+    metrics: MetricsPlan | None = None
+    dashboards: DashboardsPlan | None = None
+
+    @property
+    def vendor_images(self) -> dict[str, str]:
+        """Service → image that is a vendor's and not built here; the service may be left out where it cannot be had."""
+        return {"grafana": self.dashboards.image} if self.dashboards else {}
 
     @property
     def runs_storage(self) -> bool:
@@ -250,6 +249,13 @@ class ClusterPlan:
             "exporter": Limits(0.5, 256, 128),
             "sentinel": Limits(0.5, 128, 64),
             "storage-init": Limits(1.0, 128, 32),
+            "alertmanager": Limits(0.5, 256, 64),
+            "node-exporter": Limits(0.5, 128, 64),
+            "redis-exporter": Limits(0.5, 128, 64),
+            "blackbox-exporter": Limits(0.5, 128, 64),
+            "relay": Limits(0.5, 128, 32),
+            "grafana": Limits(1.0, 512, 256),
+            "guard": Limits(0.5, 128, 64),
         }
     )
 

@@ -14,6 +14,7 @@ NODE_EXPORTER = 9100
 EXPORTER = 9400
 PROMETHEUS = 9090
 ALERTMANAGER = 9093
+ALERTMANAGER_GOSSIP = 9094
 GRAFANA = 3000
 LOGSTASH = 5044
 ELASTICSEARCH = 9200
@@ -23,7 +24,11 @@ EXPORTED_ROLES = frozenset({Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER}
 
 _BY_ROLE: dict[Role, tuple[tuple[int, str], ...]] = {
     Role.CONTROL: ((API, "the api"),),
-    Role.METRICS: ((PROMETHEUS, "Prometheus"), (ALERTMANAGER, "Alertmanager")),
+    Role.METRICS: (
+        (PROMETHEUS, "Prometheus"),
+        (ALERTMANAGER, "Alertmanager"),
+        (ALERTMANAGER_GOSSIP, "Alertmanager's cluster"),
+    ),
     Role.DASHBOARDS: ((GRAFANA, "Grafana"),),
     Role.LOGS: ((LOGSTASH, "Logstash"), (ELASTICSEARCH, "Elasticsearch")),
 }

@@ -2,7 +2,8 @@
 
 Three users: `appliance` (our services: the queue's keys, nothing that administers), `replica` (the link between
 master and replicas) and `sentinel` (what https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/
-asks for). The default user is off everywhere. Passwords are told apart, so that a leak stays small.
+asks for); where there is monitoring a fourth, `exporter`, which reads figures and sees no key. The default user is off
+everywhere. Passwords are told apart, so that a leak stays small.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ user appliance on #{appliance} &* +ping +info +role +subscribe +psubscribe +unsu
 user sentinel on #{sentinel} &* +ping +info +role +publish +subscribe +client|setname +sentinel|is-master-down-by-addr \
 +sentinel|debug
 """
+_REDIS_EXPORTER = """\
+user exporter on #{exporter} +ping +info +client|setname +slowlog|get +slowlog|len +latency|latest +latency|histogram
+"""
+_SENTINEL_EXPORTER = """\
+user exporter on #{exporter} +ping +info +client|setname +sentinel|masters +sentinel|sentinels +sentinel|replicas \
++sentinel|slaves +sentinel|ckquorum
+"""
 _REDIS_AUTH = """\
 masteruser replica
 masterauth {replica}
@@ -38,13 +46,16 @@ sentinel sentinel-pass {sentinel}
 """
 
 
-def access_files(*, appliance: str, replica: str, sentinel: str, replicated: bool) -> dict[str, str]:
-    """File name → content, from the three passwords; a single Redis needs its users only."""
-    passwords = {"appliance": appliance, "replica": replica, "sentinel": sentinel}
+def access_files(
+    *, appliance: str, replica: str, sentinel: str, replicated: bool, exporter: str | None = None
+) -> dict[str, str]:
+    """File name → content, from the passwords; a single Redis needs its users only, `exporter` is for monitoring."""
+    passwords = {"appliance": appliance, "replica": replica, "sentinel": sentinel, "exporter": exporter or ""}
     hashes = {user: hashlib.sha256(password.encode()).hexdigest() for user, password in passwords.items()}
-    files = {"redis_users.acl": _REDIS_USERS.format(**hashes)}
+    more = ("", "") if exporter is None else (_REDIS_EXPORTER, _SENTINEL_EXPORTER)
+    files = {"redis_users.acl": (_REDIS_USERS + more[0]).format(**hashes)}
     if replicated:
         files["redis_auth.conf"] = _REDIS_AUTH.format(**passwords)
-        files["sentinel_users.acl"] = _SENTINEL_USERS.format(**hashes)
+        files["sentinel_users.acl"] = (_SENTINEL_USERS + more[1]).format(**hashes)
         files["sentinel_auth.conf"] = _SENTINEL_AUTH.format(**passwords)
     return files

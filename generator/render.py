@@ -89,7 +89,7 @@ def render_mixed(old: Plan, new: Plan, changed: Collection[str], sources: Source
 
 
 def _compose(cluster: ClusterPlan, host: HostPlan, sources: Sources) -> tuple[dict[str, Any], Files]:
-    files = dict(_config_files(host, sources))
+    files = dict(_config_files(cluster, host, sources))
     compose = _join(cluster.name, [_piece(name, cluster, host, sources) for name in _templates(host)])
     _label(compose, files)
     return compose, files
@@ -104,22 +104,34 @@ def _templates(host: HostPlan) -> list[str]:
         "gateway": host.gateway is not None,
         "vip": host.vip is not None,
         "exporter": host.exporter is not None,
+        "node": host.monitored,
+        "metrics": host.metrics is not None,
+        "dashboards": host.dashboards is not None,
     }
     return [f"{role}.yaml.j2" for role, present in wanted.items() if present]
 
 
-def _config_files(host: HostPlan, sources: Sources) -> Iterator[tuple[str, bytes]]:
+def _config_files(cluster: ClusterPlan, host: HostPlan, sources: Sources) -> Iterator[tuple[str, bytes]]:
     """Every file that a daemon of this host mounts; `.j2` is rendered, anything else copied as it is."""
-    folders: dict[str, dict[str, object]] = {}
+    folders: dict[str, Mapping[str, object]] = {}
     if host.gateway:
         folders["nginx"] = {"gateway": host.gateway, "node_name": host.name}
     if host.vip:
         folders["keepalived"] = {"vip": host.vip}
     if host.queue:
         folders["redis"] = {"queue": host.queue}
+    if host.metrics:
+        context = {"cluster": cluster.name, "metrics": host.metrics}
+        folders |= {"prometheus": context, "alertmanager": context, "blackbox": context}
+    if host.dashboards:
+        folders["grafana"] = folders["guard"] = {"dashboards": host.dashboards}
+    without = {
+        "redis/sentinel.conf.j2": not (host.queue and host.queue.sentinels),
+        "alertmanager/gossip.yml": not (host.metrics and host.metrics.gossip_address),
+    }
     for name in sorted(sources.config):
         folder = name.partition("/")[0]
-        if folder not in folders or (name == "redis/sentinel.conf.j2" and not (host.queue and host.queue.sentinels)):
+        if folder not in folders or without.get(name):
             continue
         if name.endswith(".j2"):
             yield (

@@ -19,7 +19,8 @@ from pathlib import Path
 from generator import certificates
 from generator import keys as key_list
 from generator.errors import UserError
-from generator.keys import OWN_NAME, ApiKey, KeyRole, digest_of
+from generator.keys import ALERTS_NAME, OWN_NAME, ApiKey, KeyRole, digest_of
+from generator.monitoring_access import WEB_FILE, redis_exporter_file, web_file
 from generator.planned import UID, HostPlan, Plan
 from generator.redis_access import access_files
 
@@ -38,12 +39,20 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
     "redis_password": _token,
     "redis_replica_password": _token,
     "redis_sentinel_password": _token,
+    "redis_exporter_password": _token,
+    "monitoring_password": _token,
+    "alerts_key": _token,
+    "grafana_admin_password": _token,
+    "grafana_secret_key": _token,
 }
 """What is random; everything else follows from it."""
 
 API_KEYS = "api_keys"
 READ_WHILE_RUNNING = frozenset({API_KEYS})
 """Files that a running container is to see new. Docker mounts a file by its inode: a renamed one would stay unseen."""
+
+MONITORING = "monitoring-"
+"""What the names of the certificates of hosts' monitoring begin with."""
 
 LOCK_SECONDS = 5.0
 
@@ -60,13 +69,19 @@ class Store:
         return self.folder / "ca.crt" if (self.folder / "ca.crt").exists() else None
 
     def create_missing(
-        self, server_names: tuple[str, ...], *, tls: bool, redis: Mapping[str, tuple[str, ...]] | None = None
+        self,
+        server_names: tuple[str, ...],
+        *,
+        tls: bool,
+        redis: Mapping[str, tuple[str, ...]] | None = None,
+        monitoring: Mapping[str, tuple[str, ...]] | None = None,
     ) -> list[str]:
         """Make what does not exist yet and return its names. Nothing random is ever replaced; a certificate is, when
-        its names have changed or it ends soon. `tls`: the gateways'; `redis`: that of each queue host, by its names.
+        its names have changed or it ends soon. `tls`: the gateways'; `redis`, `monitoring`: those of hosts, by names.
         """
         wanted = {"tls": server_names} if tls else {}
         wanted |= {f"redis-{host}": names for host, names in (redis or {}).items()}
+        wanted |= {f"{MONITORING}{host}": names for host, names in (monitoring or {}).items()}
         with _told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             made = [name for name in PLAIN if _create(self.folder / name, PLAIN[name])]
@@ -88,7 +103,7 @@ class Store:
         if key.exists() and chain.exists() and certificates.is_good(chain.read_bytes(), authority[1], names):
             return False
         chain.unlink(missing_ok=True)
-        made = certificates.make_server(*authority, names)
+        made = certificates.make_server(*authority, names, also_client=name.startswith(MONITORING))
         _replace(key, made[0])
         _replace(chain, made[1])
         return True
@@ -136,7 +151,8 @@ class Store:
     def read(self) -> Values:
         with _told(self.folder):
             values = {name: (self.folder / name).read_bytes() for name in PLAIN}
-            for path in (self.folder / "ca.crt", *self.folder.glob("tls.*"), *self.folder.glob("redis-*.*")):
+            made = ("tls.*", "redis-*.*", f"{MONITORING}*.*")
+            for path in (self.folder / "ca.crt", *(path for pattern in made for path in self.folder.glob(pattern))):
                 if path.exists():
                     values[path.name] = path.read_bytes()
         return values | {API_KEYS: key_list.text_of(self.api_keys()).encode()}
@@ -146,10 +162,13 @@ def for_host(host: HostPlan, values: Values) -> Values:
     """The secret files of one host: only those its services mount."""
     wanted: Values = {}
     if host.exporter:  # the exporter's and everybody's; where there is none, there is nothing of ours
-        wanted |= {name: values[name] for name in ("redis_password", "cluster_token")}
+        wanted["redis_password"] = values["redis_password"]
+    if host.exporter or host.metrics or host.dashboards:
+        wanted["cluster_token"] = values["cluster_token"]
     if host.api:
-        own = ApiKey(OWN_NAME, KeyRole.OPERATOR, digest_of(values["api_key"]))
-        wanted[API_KEYS] = own.line.encode() + values[API_KEYS]
+        own = {OWN_NAME: "api_key", **({ALERTS_NAME: "alerts_key"} if host.monitored else {})}
+        lines = [ApiKey(name, KeyRole.OPERATOR, digest_of(values[key])).line for name, key in own.items()]
+        wanted[API_KEYS] = "".join(lines).encode() + values[API_KEYS]
     if host.gateway:
         wanted["cluster_token.nginx"] = nginx_header(values["cluster_token"])
         if host.gateway.own_certificate and "tls.crt" in values:
@@ -157,7 +176,7 @@ def for_host(host: HostPlan, values: Values) -> Values:
             wanted |= {f"tls/{name}": values[name] for name in ("tls.crt", "tls.key")}
     if host.queue:
         wanted |= _redis_files(host, values)
-    return wanted | _tls_files(host, values)
+    return wanted | _monitoring_files(host, values) | _tls_files(host, values)
 
 
 def nginx_header(token: bytes) -> bytes:
@@ -170,17 +189,37 @@ def _redis_files(host: HostPlan, values: Values) -> Values:
         replica=values["redis_replica_password"].decode(),
         sentinel=values["redis_sentinel_password"].decode(),
         replicated=bool(host.queue and host.queue.sentinels),
+        exporter=values["redis_exporter_password"].decode() if host.monitored else None,
     )
     return {name: text.encode() for name, text in files.items()}
+
+
+def _monitoring_files(host: HostPlan, values: Values) -> Values:
+    """A host that is only asked knows no more than the password's hash."""
+    found: Values = {}
+    if host.monitored:
+        found[WEB_FILE] = web_file(values["monitoring_password"].decode(), tls=bool(host.publish)).encode()
+    if host.metrics:
+        password = values["redis_exporter_password"].decode()
+        found["redis_exporter.json"] = redis_exporter_file(password, host.metrics.redis_accounts).encode()
+        found["alerts_key"] = values["alerts_key"]
+    if host.dashboards:
+        found |= {name: values[name] for name in ("grafana_admin_password", "grafana_secret_key")}
+    if host.metrics or host.dashboards:
+        found["monitoring_password"] = values["monitoring_password"]
+    return found
 
 
 def _tls_files(host: HostPlan, values: Values) -> Values:
     """What a client of Redis trusts and, on a queue host, what Redis and Sentinel show."""
     found: Values = {}
-    if "APPLIANCE_REDIS_CA" in host.redis_environment and host.exporter:
+    uses_redis = "APPLIANCE_REDIS_CA" in host.redis_environment and host.exporter
+    if uses_redis or (host.publish and (host.metrics or host.dashboards)):
         found["ca.crt"] = _given(values, "ca.crt")
     if host.queue and host.queue.tls:
         found |= {f"redis.{kind}": _given(values, f"redis-{host.name}.{kind}") for kind in ("crt", "key")}
+    if host.monitored and host.publish:
+        found |= {f"monitoring.{kind}": _given(values, f"{MONITORING}{host.name}.{kind}") for kind in ("crt", "key")}
     return found
 
 
@@ -194,6 +233,12 @@ def redis_names(plan: Plan) -> dict[str, tuple[str, ...]]:
     """Queue host → what its Redis and Sentinel are called; empty where they speak no TLS."""
     hosts = [host for host in plan.hosts if host.queue and host.queue.tls]
     return {host.name: (host.name, host.address, "redis", "sentinel", "localhost", "127.0.0.1") for host in hosts}
+
+
+def monitoring_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Monitored host → what Prometheus, Alertmanager and the node-exporter there are called; empty without TLS."""
+    services = ("prometheus", "alertmanager", "node-exporter", "localhost", "127.0.0.1")
+    return {host.name: (host.name, host.address, *services) for host in plan.hosts if host.monitored and host.publish}
 
 
 def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[str, set[str]]:

@@ -27,6 +27,8 @@ REMOTE_FOLDER = "/opt/animatediff-ha"
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -l root"
 ONE_SHOT = "appliance.one-shot"
 """Label of the services that end by themselves; any other that has ended, even with 0, is missed."""
+VENDOR_PROFILE = "vendor"
+"""Of the services whose images are not ours, and of what is there for them alone."""
 COPY_SECONDS = 120.0
 PS_SECONDS = 30.0
 STARTS_SECONDS = 60.0
@@ -49,11 +51,12 @@ class Place:
     def remote_folder(self) -> str:
         return f"{REMOTE_FOLDER}/{self.project}/{self.host.name}"
 
-    def compose(self, *args: str) -> list[str]:
-        """The argument list of `docker compose ARGS` there."""
+    def compose(self, *args: str, vendor: bool = True) -> list[str]:
+        """The argument list of `docker compose ARGS` there; without `vendor` it sees nothing of a vendor's images."""
+        profile = ("--profile", VENDOR_PROFILE) if vendor and self.host.vendor_images else ()
         if not self.ssh:
-            return ["docker", "compose", "--project-directory", str(self.folder), *self._files(), *args]
-        command = ["docker", "compose", "--project-directory", self.remote_folder, *args]
+            return ["docker", "compose", "--project-directory", str(self.folder), *self._files(), *profile, *args]
+        command = ["docker", "compose", "--project-directory", self.remote_folder, *profile, *args]
         # With files named by --project-directory alone, compose looks in the working directory.
         return [*self.ssh, f"cd {shlex.quote(self.remote_folder)} && {shlex.join(command)}"]
 
@@ -141,12 +144,13 @@ def up(
         with progress.task(f"up {place.host.name}") as task:
             task.update("copying")
             bring(place)
-            stale = _mounting(place, (replaced or {}).get(place.host.name, ()))
+            vendor = _fetch_vendor_images(place, progress, task.update)
+            stale = _mounting(place, (replaced or {}).get(place.host.name, ()), vendor=vendor)
             if stale and not recreate:
                 task.update(f"renewing {', '.join(stale)}")
                 renewal = ["up", *options, "--force-recreate", "--no-deps", *stale]
-                _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS)
-            _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS)
+                _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS, vendor=vendor)
+            _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS, vendor=vendor)
             task.finish("healthy")
 
 
@@ -189,7 +193,26 @@ def restarts(place: Place, services: Sequence[str]) -> int:
     return sum(int(count) for count in counts.split())
 
 
-def _mounting(place: Place, secrets: Collection[str]) -> list[str]:
+def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[str], None]) -> bool:
+    """Whether they are there, or could be pulled. The host's own services must not wait for somebody's registry."""
+    images = place.host.vendor_images
+    if not images:
+        return False
+    try:
+        # Pulls what is missing, and only that; in a step of its own, or one image would keep all services down.
+        for line in processes.stream(place.compose("create", *images), timeout=PULL_SECONDS):
+            on_line(line.strip())
+    except ToolError as error:
+        last = error.stderr_tail.strip().rpartition("\n")[2]
+        there = f"{', '.join(images.values())} is not on {place.host.name} and cannot be pulled ({last})"
+        progress.warn(
+            f"{place.host.name} runs without {', '.join(images)}: {there}; `docker load` it there and `up` again"
+        )
+        return False
+    return True
+
+
+def _mounting(place: Place, secrets: Collection[str], *, vendor: bool) -> list[str]:
     """The services that mount one of these secret files. A mount keeps the file that a rename has replaced."""
     if not secrets:
         return []
@@ -197,7 +220,8 @@ def _mounting(place: Place, secrets: Collection[str]) -> list[str]:
     return [
         name
         for name, service in services.items()
-        if any((one["source"] if isinstance(one, dict) else one) in secrets for one in service.get("secrets", ()))
+        if (vendor or "profiles" not in service)
+        and any((one["source"] if isinstance(one, dict) else one) in secrets for one in service.get("secrets", ()))
     ]
 
 
@@ -224,10 +248,12 @@ def down(targets: Sequence[Place], progress: Progress, *, volumes: bool) -> None
             task.finish("removed")
 
 
-def _compose(place: Place, args: Sequence[str], on_line: Callable[[str], None], seconds: float) -> None:
+def _compose(
+    place: Place, args: Sequence[str], on_line: Callable[[str], None], seconds: float, *, vendor: bool = True
+) -> None:
     """`seconds` for the work itself; running jobs are given their time to end on top."""
     try:
-        for line in processes.stream(place.compose(*args), timeout=seconds + place.stop_grace_seconds):
+        for line in processes.stream(place.compose(*args, vendor=vendor), timeout=seconds + place.stop_grace_seconds):
             if line.strip():
                 on_line(line.strip())
     except ToolError as error:

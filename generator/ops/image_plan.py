@@ -25,8 +25,14 @@ IMAGES = {
     "acme": ("acme", ""),
     "keepalived": ("keepalived", ""),
     "redis": ("redis", ""),
+    "prometheus": ("prometheus", ""),
+    "alertmanager": ("alertmanager", ""),
+    "node-exporter": ("exporters", "node"),
+    "redis-exporter": ("exporters", "redis"),
+    "blackbox-exporter": ("exporters", "blackbox"),
 }
-DEFAULT_NAMES = ("services", "gateway", "acme", "keepalived", "redis", "webui-synthetic", "webui-cpu")
+MONITORING = ("prometheus", "alertmanager", "node-exporter", "redis-exporter", "blackbox-exporter")
+DEFAULT_NAMES = ("services", "gateway", "acme", "keepalived", "redis", *MONITORING, "webui-synthetic", "webui-cpu")
 
 
 @dataclass(frozen=True)

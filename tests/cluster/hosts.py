@@ -174,7 +174,10 @@ def _remove_network(names: dict[str, str]) -> None:
 def _daemon(host: HostMachine, folder: Path, extra_path: Path) -> Iterator[HostMachine]:
     folder.mkdir()
     # Not `ip netns exec`: it mounts a new /sys, without the control groups.
-    command = ["nsenter", f"--net=/run/netns/{host.namespace}", "dockerd", "--host", f"unix://{folder}/docker.sock"]
+    command = ["nsenter", f"--net=/run/netns/{host.namespace}"]
+    # Shared mounts, as systemd makes them on a real host: the node-exporter follows what is mounted there.
+    command += ["unshare", "--mount", "--propagation", "shared"]
+    command += ["dockerd", "--host", f"unix://{folder}/docker.sock"]
     command += ["--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid"]
     command += ["--cgroup-parent", f"/{host.namespace}", "--containerd-namespace", host.namespace]
     command += ["--containerd-plugins-namespace", f"{host.namespace}-plugins"]

@@ -9,11 +9,13 @@ import pytest
 from generator import tree
 from generator.docker import Engine
 from generator.load import load
+from generator.ops import cluster
 from generator.plan import plan
+from generator.progress import Mode, Progress
 from generator.render import render
-from generator.secrets import Store, lay_out, redis_names
+from generator.secrets import Store, lay_out, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
-from tests.unit.generator.clusters import one_host, three_hosts
+from tests.unit.generator.clusters import one_host, three_hosts, with_dashboards
 
 pytestmark = pytest.mark.docker
 
@@ -23,7 +25,7 @@ def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, f
     the_plan = plan(load(ROOT / "config" / file).cluster)
     tree.write(tmp_path, render(the_plan, read_sources()))
     store = Store(tmp_path / "store")
-    store.create_missing(("localhost",), tls=True, redis=redis_names(the_plan))
+    store.create_missing(("localhost",), tls=True, redis=redis_names(the_plan), monitoring=monitoring_names(the_plan))
     lay_out(the_plan, tmp_path, store.read())
     folders = sorted(path.parent for path in tmp_path.glob("*/compose.yaml"))
     assert len(folders) == hosts
@@ -37,8 +39,8 @@ def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, f
     ids=["acme", "files"],
 )
 def test_compose_accepts_every_way_to_a_certificate(engine: Engine, tmp_path: Path, tls: dict[str, str]) -> None:
-    cluster = three_hosts(gateway={"server_name": "video.example.net", "tls": tls})
-    tree.write(tmp_path, render(plan(cluster), read_sources()))
+    one = three_hosts(gateway={"server_name": "video.example.net", "tls": tls})
+    tree.write(tmp_path, render(plan(one), read_sources()))
     for host in ("gpu-01", "gpu-02"):
         assert engine.compose(tmp_path / host, "config", "-q") == ""
 
@@ -52,9 +54,38 @@ def test_compose_accepts_every_way_to_a_certificate(engine: Engine, tmp_path: Pa
     ids=["image", "url"],
 )
 def test_compose_accepts_a_foreign_a1111(engine: Engine, tmp_path: Path, webui: dict[str, str]) -> None:
-    for cluster in (three_hosts(webui=webui), one_host(webui=webui)):
-        tree.write(tmp_path / cluster.name / str(len(cluster.hosts)), render(plan(cluster), read_sources()))
+    for one in (three_hosts(webui=webui), one_host(webui=webui)):
+        tree.write(tmp_path / one.name / str(len(one.hosts)), render(plan(one), read_sources()))
     folders = [path.parent for path in tmp_path.glob("*/*/*/compose.yaml")]
     assert len(folders) == 4
     for folder in folders:
         assert engine.compose(folder, "config", "-q") == ""
+
+
+def test_compose_accepts_a_host_with_grafana(engine: Engine, tmp_path: Path) -> None:
+    tree.write(tmp_path, render(plan(with_dashboards()), read_sources()))
+    assert "grafana" not in engine.compose(tmp_path / "gpu-02", "config", "--services")
+    assert "grafana" in engine.compose(tmp_path / "gpu-02", "--profile", "vendor", "config", "--services")
+
+
+@pytest.mark.parametrize(
+    ("image", "there"), [("animatediff-ha/there-is-no-such-image:0", False), ("animatediff-ha/gateway:{tag}", True)]
+)
+def test_a_vendor_s_image_that_cannot_be_had_is_left_out(
+    engine: Engine, images: str, tmp_path: Path, image: str, there: bool
+) -> None:
+    """By what docker compose really answers; the gateway's image stands in for one that is there."""
+    roles = ["gateway", "control", "queue", "worker", "metrics", "dashboards"]
+    host = {"address": "127.0.0.1", "roles": roles, "cpu_workers": 1}
+    settings = {"grafana_image": image.format(tag=images)}
+    the_plan = plan(one_host(name="adha-vendor", hosts={"demo": host}, monitoring=settings, images={"webui": "cpu"}))
+    tree.write(tmp_path, render(the_plan, read_sources()))
+    store = Store(tmp_path / "store")
+    store.create_missing(("localhost",), tls=False)
+    lay_out(the_plan, tmp_path, store.read())
+    (place,) = cluster.places(the_plan, tmp_path)
+    try:
+        assert cluster._fetch_vendor_images(place, Progress(Mode.QUIET), lambda _: None) is there
+        assert [one.service for one in engine.containers("adha-vendor")] == (["grafana"] if there else [])
+    finally:
+        engine.compose(place.folder, "--profile", "vendor", "down", "--volumes")

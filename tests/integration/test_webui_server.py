@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.integration.metrics_text import value_of
 from tests.integration.webui_node import ROOT, TOKEN, Node, generate, is_alive, order, wait_for
@@ -200,6 +202,20 @@ def test_metrics_count_what_happened(node: Node) -> None:
     assert value("webui_engine_resident_memory_bytes") > 10e6
     assert value("animatediff_model_load_time_seconds_count", cache="cold", model="synthetic") == 1
     assert value("process_cpu_seconds_total") > 0
+
+
+def test_metrics_say_what_is_loaded_and_what_the_engine_only_keeps(new_node: Callable[..., Node]) -> None:
+    node = new_node(APPLIANCE_SYNTHETIC_FAULTS=json.dumps({"vram_mib": 24576, "cached_mib": 2048}))
+    loaded = node.wait("ok")["fingerprint"]
+
+    def samples(name: str) -> list[Sample]:
+        families = text_string_to_metric_families(node.client.get("/metrics").text)
+        return [sample for family in families for sample in family.samples if sample.name == name]
+
+    (pipeline,) = samples("webui_pipeline_info")
+    assert {"engine": "synthetic", "fingerprint": loaded}.items() <= pipeline.labels.items()
+    assert pipeline.value == 1
+    wait_for(lambda: samples("webui_gpu_memory_cached_bytes")[0].value == 2048 << 20)
 
 
 def test_the_http_process_never_loads_what_only_the_engine_needs() -> None:

@@ -34,10 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser("agent", help="one per GPU: leases jobs, drives the webui, commits results")
     verbs.add_parser("controller", help="probes the nodes and tells the gateway who gets traffic")
     verbs.add_parser("exporter", help="one per host: its GPUs, jobs and gateway, for Prometheus")
+    verbs.add_parser("relay", help="tells group robots (DingTalk, WeCom) of alerts")
     init = verbs.add_parser("storage-init", help="verify the two volumes; with --create, prepare them")
     init.add_argument("--create", action="store_true", help="make folders and marker files, owned by 10001:10001")
     health = verbs.add_parser("healthcheck", help="exit 0 when alive, 1 otherwise, within 2 s")
-    checked = ("api", "agent", "controller", "exporter", "http")
+    checked = ("api", "agent", "controller", "exporter", "relay", "http")
     health.add_argument("what", choices=checked, help="the service, or `http URL`")
     health.add_argument("url", nargs="?", help="the address for `http`; 2xx is healthy")
     return parser
@@ -79,6 +80,11 @@ def run_service(verb: str, environment: Mapping[str, str]) -> int:
         from appliance.exporter.settings import read_exporter_settings
 
         return run_exporter(read_exporter_settings(environment))
+    if verb == "relay":
+        from appliance.relay.main import run as run_relay
+        from appliance.relay.settings import read_relay_settings
+
+        return run_relay(read_relay_settings(environment))
     from appliance.controller.main import run as run_controller
 
     run_controller()

@@ -12,7 +12,7 @@ from appliance.lifecycle import heartbeat_age_seconds
 
 LIMIT_SECONDS = 2.0
 HEARTBEAT_LIMIT_SECONDS = 10.0
-PORTS = {"api": 8000, "exporter": 9400}
+PORTS = {"api": 8000, "exporter": 9400, "relay": 9095}
 """The services that serve HTTP, and where unless they are told otherwise."""
 
 

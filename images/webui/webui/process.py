@@ -32,6 +32,13 @@ STEPS = Counter("webui_steps", "Denoising steps done")
 GENERATIONS = Counter("webui_generations", "Generations by outcome: done or the reason of the failure", ["outcome"])
 STARTS = Counter("webui_engine_starts", "Starts of the engine process")
 RESIDENT = Gauge("webui_engine_resident_memory_bytes", "Resident memory of the engine process")
+CACHED = Gauge(
+    "webui_gpu_memory_cached_bytes",
+    "GPU memory that the engine has freed and keeps for its next allocation; 0 without a GPU",
+)
+PIPELINE = Gauge(
+    "webui_pipeline_info", "Always 1, while an engine is ready: what it has loaded", ["engine", "fingerprint"]
+)
 LOAD_SECONDS = Histogram(
     "animatediff_model_load_time_seconds",
     "Time to load the models; cache is cold for the first load after the server's start, cached for one from the "
@@ -183,6 +190,8 @@ class EngineProcess:
             self._kill()
         finally:
             self._ready = False  # at once: what it gets now, it will not read
+            PIPELINE.clear()
+            CACHED.set(0)
             code = await self._reap(child)
             self._child = self.gpu = None
             self._lost(code, was_ready)
@@ -231,6 +240,8 @@ class EngineProcess:
             self.capabilities = Capabilities(**message["capabilities"])
             LOAD_SECONDS.labels(self.capabilities.checkpoint, cache).observe(message["load_seconds"])
             self._ready, self.problem = True, None
+            PIPELINE.clear()
+            PIPELINE.labels(self.capabilities.engine, self.capabilities.fingerprint).set(1)
         elif kind == "offers" and self.capabilities is not None:
             self.capabilities = replace(self.capabilities, **message["offers"])
         elif kind == "load":
@@ -241,6 +252,7 @@ class EngineProcess:
             self._load_failure = f"{message['reason']}: {message['message']}"
         elif kind == "gpu":
             self.gpu = message["gpu"]
+            CACHED.set(message["gpu"].get("memory_cached_mib", 0) << 20)
         elif self.current is not None and message["run"] == self.current.number:
             if kind == "phase":
                 self.current.progress(message["phase"], part=message["part"], parts=message["parts"])

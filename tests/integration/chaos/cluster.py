@@ -45,6 +45,7 @@ LOG_LINES = 20_000
 GPUS_PER_HOST = (2, 2, 1)
 CLOCK_IMAGE = "animatediff-test/clock"
 HERE = Path(__file__).parent
+SERVING = frozenset({Role.GATEWAY, Role.CONTROL, Role.QUEUE, Role.WORKER})
 
 # Poison differs from worker to worker: some die of it, some hang.
 CRASHES = {"only_prompt_contains": "poison", "crash_at_step": 3}
@@ -212,7 +213,8 @@ def _render(folder: Path, tag: str, prefix: str, options: Options) -> tuple[Plan
             update={
                 "address": f"{prefix}.{10 + number}",
                 "gpus": host.gpus[:gpus],
-                "roles": [*host.roles, *({Role.CONTROL} - set(host.roles))],
+                # And nothing of what only watches: that is the test's own part here.
+                "roles": [*(role for role in host.roles if role in SERVING), *({Role.CONTROL} - set(host.roles))],
             }
         )
         for number, ((name, host), gpus) in enumerate(

@@ -31,6 +31,36 @@ def one_host(**changes: Any) -> Cluster:
     )
 
 
+def monitored(**changes: Any) -> Cluster:
+    """Three hosts with a GPU each, two of them watch all of it; a virtual address."""
+    roles = ["gateway", "control", "queue", "worker"]
+    hosts = {
+        f"gpu-0{n}": {
+            "address": f"192.168.1.{9 + n}",
+            "roles": [*roles, "metrics"] if n < 3 else ["queue", "worker"],
+            "gpus": [gpu(n)],
+        }
+        for n in (1, 2, 3)
+    }
+    storage = {"driver": "cephfs", "cephfs": {"path": "/mnt/ceph"}}
+    gateway = {"vip": "192.168.1.100", "server_name": "video.example.net"}
+    return cluster(**{"hosts": hosts, "storage": storage, "gateway": gateway, **changes})
+
+
+def with_dashboards(**changes: Any) -> Cluster:
+    """As `monitored`, with Grafana on the second host."""
+    hosts = monitored().model_dump(mode="json")["hosts"]
+    hosts["gpu-02"]["roles"].append("dashboards")
+    monitoring = {"grafana_image": "grafana/grafana:11.6.0", **changes.pop("monitoring", {})}
+    return monitored(**{"hosts": hosts, "monitoring": monitoring, **changes})
+
+
+def monitored_alone(**changes: Any) -> Cluster:
+    """One host that does everything."""
+    roles = ["gateway", "control", "queue", "worker", "metrics"]
+    return one_host(hosts={"demo": {"address": "127.0.0.1", "roles": roles, "cpu_workers": 2}}, **changes)
+
+
 def cluster(**changes: Any) -> Cluster:
     raw: dict[str, Any] = {
         "name": "studio",

@@ -17,6 +17,7 @@ from generator.model import Cluster
 from generator.ports import published
 
 Data: TypeAlias = dict[str, Any]
+BY_NAME = {rule.__name__: rule for rule in RULES}
 Change: TypeAlias = Callable[[Data], object]
 
 
@@ -479,6 +480,56 @@ CASES: list[tuple[str, list[Change], str]] = [
         [put("hosts", one_host()["hosts"]), put("cost.gpu_prices", [price(model="A10G")])],
         "cost.gpu_prices: no host has GPUs; use host_prices instead",
     ),
+    (
+        "limits",
+        [put("monitoring.gpu_memory.low_percent", 95)],
+        "monitoring.gpu_memory.low_percent: 95: low_percent (95) must be less than high_percent (95), or the alert",
+    ),
+    (
+        "limits",
+        [put("monitoring.gpu_memory.high_percent", 70)],
+        "monitoring.gpu_memory.high_percent: 70: low_percent (80) must be less than high_percent (70), or the alert",
+    ),
+    (
+        "limits",
+        [put("monitoring.slo.wait_seconds", 61)],
+        "monitoring.slo.wait_seconds: 61: is not counted; one of 1, 2, 5,",
+    ),
+    (
+        "receivers",
+        [put("monitoring.receivers.ops", {"kind": "webhook"})],
+        "monitoring.receivers.ops.kind: webhook: needs url_file as well; add it",
+    ),
+    (
+        "receivers",
+        [put("monitoring.receivers.ops", {"kind": "wecom", "url_file": "/etc/a", "secret_file": "/etc/b"})],
+        "monitoring.receivers.ops.secret_file: /etc/b: is not used with kind wecom; remove it",
+    ),
+    (
+        "receivers",
+        [
+            put(
+                "monitoring.receivers.ops",
+                {"kind": "email", "to": ["a@b.c"], "sender": "d@e.f", "server": "g:25", "username": "me"},
+            )
+        ],
+        "monitoring.receivers.ops.username: me: kind email needs secret_file as well; add it, or leave both out",
+    ),
+    (
+        "receivers",
+        [put("monitoring.receivers.appliance", {"kind": "webhook", "url_file": "/etc/a"})],
+        "monitoring.receivers.appliance: this name is taken by a receiver of the appliance itself; choose another",
+    ),
+    (
+        "gateway_name",
+        [put("gateway.tls", {"mode": "files", "certificate": "/etc/video/a.crt", "key": "/etc/video/a.key"})],
+        "gateway.tls.mode: files: with role metrics, files needs a name that stands in the certificate; write it",
+    ),
+    (
+        "gateway_name",
+        [put("monitoring.gateway_ca", "/etc/video/ca.crt")],
+        "monitoring.gateway_ca: /etc/video/ca.crt: is not used with gateway.tls.mode self-signed; remove it",
+    ),
 ]
 
 
@@ -495,7 +546,7 @@ def test_a_contradiction_is_told_where_it_stands(
     for change in changes:
         change(data)
     cluster = loaded(tmp_path, data)
-    problems = list(getattr(checks, rule)(cluster))
+    problems = list(BY_NAME[rule](cluster))
     assert len(problems) == 1
     problem = problems[0]
     assert str(problem).startswith(f"{cluster.file}:{problem.line}: {expected}")
@@ -618,7 +669,7 @@ def test_a_clash_on_different_addresses_is_none(tmp_path: Path) -> None:
 
 def test_published_ports_of_a_host() -> None:
     ports = dict(published(Cluster.model_validate(three_hosts())))
-    assert [p.port for p in ports["a"]] == [8000, 9090, 9093, 9100, 9400, 6379, 26379, 7860, 7861, 80, 443]
+    assert [p.port for p in ports["a"]] == [8000, 9090, 9093, 9094, 9100, 9400, 6379, 26379, 7860, 7861, 80, 443]
     data = three_hosts()
     roles("a", "gateway", "control", "queue", "worker")(data)
     assert [p.port for p in dict(published(Cluster.model_validate(data)))["b"] if p.port in (9100, 9400)] == [9400]

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from generator.docker import parse_container
-from generator.errors import UserError
+from generator.errors import ToolError, UserError
 from generator.ops import cluster
 from generator.plan import plan
 from generator.progress import Mode, Progress
-from tests.unit.generator.clusters import one_host, three_hosts
+from tests.unit.generator.clusters import one_host, three_hosts, with_dashboards
 
 
 def rendered(out: Path, *hosts: str) -> Path:
@@ -92,3 +92,42 @@ def test_wait_until_has_a_deadline() -> None:
     assert not cluster.wait_until(lambda: False, 0.05, every=0.01)
     answers = iter([False, True])
     assert cluster.wait_until(lambda: next(answers), 5, every=0.01)
+
+
+def grafana_host(tmp_path: Path) -> cluster.Place:
+    (place,) = cluster.places(plan(with_dashboards()), rendered(tmp_path, "gpu-02"), only="gpu-02", ssh="ssh")
+    (place.folder / "secrets").mkdir()
+    return place
+
+
+def test_a_vendor_s_services_are_stopped_and_listed_with_the_others(tmp_path: Path) -> None:
+    assert grafana_host(tmp_path).compose("ps")[-1].endswith("/gpu-02 --profile vendor ps")
+    (other,) = cluster.places(plan(with_dashboards()), rendered(tmp_path, "gpu-01"), only="gpu-01", ssh="ssh")
+    assert "--profile" not in other.compose("ps")[-1]
+
+
+@pytest.mark.parametrize("can_be_pulled", [True, False])
+def test_a_host_runs_without_a_vendor_s_image_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], can_be_pulled: bool
+) -> None:
+    place, commands = grafana_host(tmp_path), []
+
+    def stream(argv: list[str], **_: object) -> list[str]:
+        commands.append(argv[-1].partition("/gpu-02 ")[2].partition("/gpu-02 ")[2])
+        if "create" in argv[-1] and not can_be_pulled:
+            raise ToolError(argv, 18, "grafana Pulling\ndial tcp: no such host")
+        return []
+
+    monkeypatch.setattr(cluster.processes, "stream", stream)
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    cluster.up([place], Progress(Mode.PLAIN))
+    profile = "--profile vendor " if can_be_pulled else ""
+    assert commands == [
+        "--profile vendor create grafana",
+        f"{profile}up --detach --wait --wait-timeout 600 --remove-orphans",
+    ]
+    said = " ".join(capsys.readouterr().err.split())
+    told = (
+        "gpu-02 runs without grafana: grafana/grafana:11.6.0 is not on gpu-02 and cannot be pulled (dial tcp: no such"
+    )
+    assert (told in said) != can_be_pulled

@@ -40,6 +40,11 @@ def test_only_what_is_asked_for_and_the_bases_below_it() -> None:
         "acme",
         "keepalived",
         "redis",
+        "prometheus",
+        "alertmanager",
+        "node-exporter",
+        "redis-exporter",
+        "blackbox-exporter",
     ]
     assert {build.name: build.needs for build in everything}["webui-cpu"] == ("base-bookworm",)
 

@@ -11,7 +11,7 @@ from generator.model import Cluster
 from generator.plan import plan
 from generator.render import HASH_LABEL, RenderError, Sources, render
 from generator.sources import read_sources
-from tests.unit.generator.clusters import gpu, one_host, three_hosts
+from tests.unit.generator.clusters import gpu, monitored, monitored_alone, one_host, three_hosts, with_dashboards
 
 SOURCES = read_sources()
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -19,7 +19,8 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "user": "changes the host's addresses, which only root may",
         "cap_add": "NET_ADMIN for that, NET_RAW for VRRP and ARP, SETUID and SETGID to run its check as another user",
         "network_mode": "the address is the host's",
-    }
+    },
+    "node-exporter": {"network_mode": "tells of the host's own network, which a container does not see"},
 }
 """Service → key → reason, for every service that may not be as hardened as the rest."""
 VIP = {"vip": "192.168.1.100"}
@@ -76,7 +77,15 @@ def test_an_exporter_of_a_host_without_gpus_asks_for_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cluster", "host"), [(one_host(), "demo"), (three_hosts(gateway=VIP), "gpu-01"), (three_hosts(), "gpu-03")]
+    ("cluster", "host"),
+    [
+        (one_host(), "demo"),
+        (three_hosts(gateway=VIP), "gpu-01"),
+        (three_hosts(), "gpu-03"),
+        (monitored(), "gpu-01"),
+        (monitored_alone(), "demo"),
+        (with_dashboards(), "gpu-02"),
+    ],
 )
 def test_every_service_is_hardened(cluster: Cluster, host: str) -> None:
     expected = {
@@ -118,11 +127,40 @@ def test_the_virtual_address_is_held_beside_every_gateway() -> None:
 
 
 def test_only_the_gateway_is_public() -> None:
-    for name, service in compose(three_hosts(), "gpu-01")["services"].items():
-        for port in service.get("ports", ()):
-            assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else "192.168.1.10"), name
-    published = {name for name, service in compose(one_host(), "demo")["services"].items() if "ports" in service}
-    assert published == {"gateway"}
+    for cluster in (three_hosts(), monitored(), with_dashboards()):
+        for name, service in compose(cluster, "gpu-02")["services"].items():
+            for port in service.get("ports", ()):
+                assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else "192.168.1.11"), name
+    for cluster in (one_host(), monitored_alone()):
+        published = {name for name, service in compose(cluster, "demo")["services"].items() if "ports" in service}
+        assert published == {"gateway"}
+
+
+def test_a_node_exporter_listens_beside_the_hosts_network_at_its_address_alone() -> None:
+    beside = compose(monitored(), "gpu-03")["services"]["node-exporter"]
+    assert (beside["network_mode"], "networks" in beside) == ("host", False)
+    assert "--web.listen-address=192.168.1.12:9100" in beside["command"]
+    inside = compose(monitored_alone(), "demo")["services"]["node-exporter"]
+    assert (inside["networks"], "network_mode" in inside) == (["cluster"], False)
+    assert "--web.listen-address=:9100" in inside["command"]
+    assert {volume["read_only"] for volume in beside["volumes"]} == {True}
+
+
+def test_grafana_is_reached_through_its_guard_alone_and_can_be_left_out() -> None:
+    services = compose(with_dashboards(), "gpu-02")["services"]
+    grafana, guard = services["grafana"], services["guard"]
+    assert (grafana["image"], grafana["pull_policy"], "ports" in grafana) == (
+        "grafana/grafana:11.6.0",
+        "missing",
+        False,
+    )
+    assert (guard["ports"][0]["published"], guard["ports"][0]["target"]) == ("3000", 8080)
+    assert grafana["profiles"] == guard["profiles"] == ["vendor"]
+    assert guard["secrets"] == ["cluster_token"]
+    others = [name for name, service in services.items() if "profiles" in service]
+    assert others == ["grafana", "guard"], "nothing else waits for a vendor's image"
+    assert not [name for name, service in services.items() if {"grafana", "guard"} & set(service.get("depends_on", ()))]
+    assert "grafana" not in compose(monitored(), "gpu-02")["services"]
 
 
 def test_no_secret_in_environment_or_labels() -> None:

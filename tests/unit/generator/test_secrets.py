@@ -15,8 +15,8 @@ from cryptography.exceptions import InvalidSignature
 from generator import certificates
 from generator.errors import UserError
 from generator.plan import plan
-from generator.secrets import PLAIN, Store, for_host, lay_out, redis_names
-from tests.unit.generator.clusters import one_host, three_hosts
+from generator.secrets import PLAIN, Store, for_host, lay_out, monitoring_names, redis_names
+from tests.unit.generator.clusters import monitored, monitored_alone, one_host, three_hosts, with_dashboards
 
 UID = 10001 if os.geteuid() == 0 else os.geteuid()
 """Only root may give a file away."""
@@ -25,14 +25,19 @@ NAMES = ("video.example.lan", "192.168.1.10")
 
 def store(folder: Path, *, tls: bool = True) -> Store:
     made = Store(folder / "secrets")
-    made.create_missing(NAMES, tls=tls, redis=redis_names(plan(three_hosts())))
+    made.create_missing(NAMES, tls=tls, **host_names())
     return made
+
+
+def host_names() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Of the certificates of three hosts."""
+    return {"redis": redis_names(plan(three_hosts())), "monitoring": monitoring_names(plan(monitored()))}
 
 
 def test_made_once_and_private(tmp_path: Path) -> None:
     first = store(tmp_path)
     values = first.read()
-    assert first.create_missing(NAMES, tls=True, redis=redis_names(plan(three_hosts()))) == []
+    assert first.create_missing(NAMES, tls=True, **host_names()) == []
     assert first.read() == values
     assert len(set(values.values())) == len(values)
     assert all(len(values[name]) >= 43 for name in PLAIN)
@@ -66,7 +71,7 @@ def test_every_secret_a_service_mounts_exists(tmp_path: Path) -> None:
     from generator.sources import read_sources
 
     values = store(tmp_path).read()
-    for cluster in (one_host(), three_hosts()):
+    for cluster in (one_host(), three_hosts(), monitored(), monitored_alone(), with_dashboards()):
         the_plan = plan(cluster)
         for name, files in render(the_plan, read_sources()):
             wanted = {f"./secrets/{secret}" for secret in for_host(the_plan.by_name[name], values)}

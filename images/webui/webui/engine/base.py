@@ -144,4 +144,5 @@ class Engine(Protocol):
         """Gives back what the last generation held, also after a failed one."""
 
     def gpu(self) -> dict[str, Any] | None:
-        """`name`, `memory_total_mib` and `memory_used_mib`, or None without a GPU."""
+        """`name`, `memory_total_mib`, `memory_used_mib` and, part of it, `memory_cached_mib`: what the engine has freed
+        and keeps for itself. None without a GPU."""

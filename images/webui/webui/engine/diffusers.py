@@ -161,8 +161,13 @@ class DiffusersEngine:
         if self._settings.device != "cuda":
             return None
         free, total = torch.cuda.mem_get_info()
-        name = torch.cuda.get_device_name()
-        return {"name": name, "memory_total_mib": total // MIB, "memory_used_mib": (total - free) // MIB}
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return {
+            "name": torch.cuda.get_device_name(),
+            "memory_total_mib": total // MIB,
+            "memory_used_mib": (total - free) // MIB,
+            "memory_cached_mib": max(0, cached) // MIB,
+        }
 
     def identify(self, request: VideoRequest) -> str:
         return self._models.select(request).identity()

@@ -40,7 +40,7 @@ MORE = ("init_image", "last_frame", "init_video", "controlnets", "sparse_control
 KNOWN_FAULTS = frozenset(
     {"hang_at_step", "crash_at_step", "kill_at_step", "hang_in_phase", "slow_step_seconds", "only_prompt_contains"}
     | {"oom_above_context", "oom_without_tiling", "oom_without_offload", "nan_at_decode", "vram_mib", "max_frames"}
-    | {"sick_after_oom", "oom", "fail_prompt_contains", "reason", "load_seconds", "load_error"}
+    | {"sick_after_oom", "oom", "fail_prompt_contains", "reason", "load_seconds", "load_error", "cached_mib"}
 )
 
 
@@ -127,8 +127,9 @@ class SyntheticEngine:
         """Holds nothing between generations."""
 
     def gpu(self) -> dict[str, Any] | None:
-        total = self._faults.get("vram_mib")
-        return total and {"name": "synthetic", "memory_total_mib": total, "memory_used_mib": 0}
+        total, cached = self._faults.get("vram_mib"), self._faults.get("cached_mib", 0)
+        memory = {"memory_total_mib": total, "memory_used_mib": cached, "memory_cached_mib": cached}
+        return total and {"name": "synthetic", **memory}
 
 
 def _enter(control: Control, phase: Phase, faults: dict[str, Any]) -> None:
