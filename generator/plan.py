@@ -26,7 +26,7 @@ from generator.model import (
     VrrpMode,
     WebuiEngine,
 )
-from generator.plan_metrics import dashboards_of, metrics_of
+from generator.plan_metrics import dashboards_of, guards_of, metrics_of
 from generator.planned import (
     AcmePlan,
     CertificatePlan,
@@ -98,9 +98,14 @@ def _host(
 def _with_monitoring(cluster: Cluster, hosts: list[HostPlan]) -> Iterator[HostPlan]:
     metrics = metrics_of(cluster, {host.name: host.workers for host in hosts})
     dashboards = dashboards_of(cluster)
+    guards = guards_of(cluster)
     for host in hosts:
         yield replace(
-            host, monitored=bool(metrics), metrics=metrics.get(host.name), dashboards=dashboards.get(host.name)
+            host,
+            gateway=host.gateway and replace(host.gateway, grafana=guards, grafana_named=_single(cluster)),
+            monitored=bool(metrics),
+            metrics=metrics.get(host.name),
+            dashboards=dashboards.get(host.name),
         )
 
 

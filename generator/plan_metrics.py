@@ -88,6 +88,14 @@ def dashboards_of(cluster: Cluster) -> dict[str, DashboardsPlan]:
     }
 
 
+def guards_of(cluster: Cluster) -> tuple[str, ...]:
+    """Where the gateways find those before Grafana, as host:port."""
+    if cluster.monitoring.grafana_image is None:
+        return ()
+    names = _names_with(cluster, Role.DASHBOARDS)
+    return tuple(_place(cluster, name, "guard", ports.GRAFANA if _several(cluster) else 8080) for name in names)
+
+
 def public_url(cluster: Cluster) -> str:
     """Where people find the gateways, as far as cluster.yaml knows."""
     gateway = cluster.gateway

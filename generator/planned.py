@@ -82,6 +82,10 @@ class GatewayPlan:
     worker_connections: int
     controller_targets: str
     probe_timeout_seconds: float
+    grafana: tuple[str, ...] = ()
+    """The guards before it, as host:port."""
+    grafana_named: bool = False
+    """Whether that host is a container's name, which has another address after each start."""
 
     @property
     def tls(self) -> bool:

@@ -135,7 +135,8 @@ function M.connect()
     if ctx.tried == 0 and #peers > 1 then balancer.set_more_tries(#peers - 1) end
     local peer = peers[ctx.tried % #peers + 1]
     ctx.tried = ctx.tried + 1
-    M.begin(peer)
+    ctx.began = ngx.now()
+    if ctx.is_counted then in_flight.begin(peer.name) end
     local ok, reason = balancer.set_current_peer(peer.host, peer.port)
     if not ok then ngx.log(ngx.ERR, "peer ", peer.name, " refused: ", reason) end
 end

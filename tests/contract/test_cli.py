@@ -73,12 +73,15 @@ def test_no_permission_to_read_or_write(tmp_path: Path, denied: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
-    """A real file system of 200 KiB: the first render fits, a larger one does not."""
+    """A real file system: the first render fits, a larger one does not."""
     out, file = tmp_path / "out", tmp_path / "cluster.yaml"
     out.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(out)], check=True)
+    file.write_text(DEMO)
+    assert generator("render", str(file), "--out", str(tmp_path / "elsewhere")).returncode == 0
+    pages = sum(1 + path.stat().st_size // 4096 for path in (tmp_path / "elsewhere").rglob("*"))
+    size = f"size={4 * pages + 64}k"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(out)], check=True)
     try:
-        file.write_text(DEMO)
         assert generator("render", str(file), "--out", str(out)).returncode == 0
         before = _content(out)
         file.write_text(DEMO.replace("cpu_workers: 3", "cpu_workers: 64"))

@@ -36,6 +36,8 @@ from tests.contract.test_gateway_config import certificate, docker, gateway_plan
 
 USER = "user-"
 """How every key begins that the upstreams take."""
+OPERATOR = "operator-"
+"""And how those of operators do."""
 KEY = {"Authorization": f"Bearer {USER}key"}
 TOKEN = b"cluster-token"
 SHOWN_TOKEN = f"Bearer {TOKEN.decode()}"
@@ -68,8 +70,10 @@ def serve(name: str, port: int) -> None:
 
     async def authorize(request: Request) -> Response:
         seen["authorize"] += 1
-        allowed = (presented_key(request.headers) or "").startswith(USER)
-        return Response(status_code=200 if allowed else 401, headers={"WWW-Authenticate": "Bearer"})
+        key = presented_key(request.headers) or ""
+        role = "operator" if key.startswith(OPERATOR) else "user"
+        headers = {"WWW-Authenticate": "Bearer", "X-Appliance-User": "anna", "X-Appliance-Role": role}
+        return Response(status_code=200 if key.startswith((USER, OPERATOR)) else 401, headers=headers)
 
     async def events(request: Request) -> Response:
         async def stream() -> Any:

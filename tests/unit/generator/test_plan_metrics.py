@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from generator.checks_monitoring import WAIT_BOUNDS
+from generator.model import Cluster
 from generator.plan import plan
 from generator.planned_metrics import MetricsPlan, Target
-from tests.unit.generator.clusters import gpu, monitored, monitored_alone, three_hosts
+from tests.unit.generator.clusters import gpu, monitored, monitored_alone, three_hosts, with_dashboards
 
 GRAFANA = {"grafana_image": "grafana/grafana:11.6.0"}
 
@@ -16,6 +17,17 @@ def metrics_of(host: str = "gpu-01", **changes: Any) -> MetricsPlan:
     found = plan(monitored(**changes)).by_name[host].metrics
     assert found is not None
     return found
+
+
+def test_the_gateways_know_where_grafana_is() -> None:
+    def guards(found: Cluster) -> list[tuple[tuple[str, ...], bool]]:
+        return [(host.gateway.grafana, host.gateway.grafana_named) for host in plan(found).hosts if host.gateway]
+
+    assert guards(with_dashboards()) == [(("192.168.1.11:3000",), False)] * 2
+    assert guards(monitored()) == [((), False)] * 2
+    alone = monitored_alone().model_dump(mode="json")
+    alone["hosts"]["demo"]["roles"].append("dashboards")
+    assert guards(Cluster.model_validate({**alone, "monitoring": GRAFANA})) == [(("guard:8080",), True)]
 
 
 def test_every_monitoring_host_asks_the_same() -> None:

@@ -9,16 +9,16 @@ local state = require "state"
 local FLUSH_SECONDS = 0.1
 local BOUNDS = { 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300 }
 local CLASSES = { "1xx", "2xx", "3xx", "4xx", "5xx" }
+local CLIENT_GONE = 499 -- what nginx notes where nobody waits for an answer any more
 local dict = ngx.shared.counts
 
 local M = {}
-local requests, fresh = 0, {} -- since the last flush; for each "<pool> <name>" its numbers
+local requests, fresh = 0, {} -- since the last flush; for each peer, by its label, its numbers
 
 local function bucket(seconds)
-    for i, bound in ipairs(BOUNDS) do
-        if seconds <= bound then return i end
-    end
-    return #BOUNDS + 1
+    local i = 1
+    while i <= #BOUNDS and seconds > BOUNDS[i] do i = i + 1 end
+    return i
 end
 
 local function add(numbers, what, number)
@@ -26,14 +26,12 @@ local function add(numbers, what, number)
 end
 
 -- One try: with "0xx" where the peer did not answer. "Not now", a 503, says nothing of how it is.
-local function add_try(pool, name, status, seconds)
-    local peer = pool .. " " .. name
+local function add_try(peer, status, seconds)
     local numbers = fresh[peer]
     if not numbers then
         numbers = {}
         fresh[peer] = numbers
     end
-    status = tonumber(status) or 0
     add(numbers, CLASSES[math.floor(status / 100)] or "0xx", 1)
     if status ~= 503 and status ~= 0 then add(numbers, status < 500 and "passed" or "failed", 1) end
     add(numbers, "seconds", seconds)
@@ -52,18 +50,30 @@ end
 local function add_tries(pool)
     local statuses, times = entries(ngx.var.upstream_status), entries(ngx.var.upstream_response_time)
     for i, address in ipairs(entries(ngx.var.upstream_addr)) do
-        local name = state.name_at(pool, address)
-        if name then add_try(pool, name, statuses[i], tonumber(times[i]) or 0) end
+        local peer = state.at(pool, address)
+        if peer then add_try(peer.label, tonumber(statuses[i]) or 0, tonumber(times[i]) or 0) end
     end
 end
 
--- In the log phase of every request.
+-- A moment as ISO 8601, down to the millisecond that nginx's clock has.
+local day, day_text, moment, moment_text
+local function iso(now)
+    if now ~= moment then
+        local whole = math.floor(now)
+        if whole ~= day then day, day_text = whole, os.date("!%Y-%m-%dT%H:%M:%S", whole) end
+        moment, moment_text = now, ("%s.%03d+00:00"):format(day_text, (now - whole) * 1000)
+    end
+    return moment_text
+end
+
+-- In the log phase of every request, before its line is written. Nearly all end at their first peer, with its status:
+-- of these nothing is asked that nginx would first have to put into words.
 function M.note()
     requests = requests + 1
-    local ctx = ngx.ctx
-    if ctx.tried == 1 then
-        local seconds = tonumber(ngx.var.upstream_response_time)
-        if seconds then return add_try(ctx.pool, ctx.peers[1].name, ngx.var.upstream_status, seconds) end
+    local now, ctx = ngx.now(), ngx.ctx
+    ngx.var.milliseconds = iso(now)
+    if ctx.tried == 1 and ngx.status ~= CLIENT_GONE then
+        return add_try(ctx.peers[1].label, ngx.status, now - ctx.began)
     end
     -- More tries, or an error page, on the way to which the context is lost.
     if ctx.tried == 0 or not ngx.var.upstream_addr then return end

@@ -18,6 +18,7 @@ local PATIENCE_SECONDS, LOOK_SECONDS, MOST_WAITING = 3, 0.05, 500
 
 local M = {}
 local known, known_by_name, known_by_address, known_stamp = EMPTY, {}, {}, nil
+local looked_at
 local waiting = 0 -- requests of this worker
 
 local function is_integer(value, low, high)
@@ -85,8 +86,11 @@ local function is_older(state, body)
     end
 end
 
--- The current state and its stamp; decoded once per worker and change.
+-- The current state and its stamp; decoded once per worker and change, and looked for once in each of nginx's milliseconds.
 function M.get()
+    local now = ngx.now()
+    if now == looked_at then return known, known_stamp end
+    looked_at = now
     local stamp = dict:get("stamp")
     if stamp ~= known_stamp then
         known = cjson.decode(dict:get("body") or "") or EMPTY
@@ -95,6 +99,7 @@ function M.get()
             local by_name, by_address = {}, {}
             for _, peer in ipairs(known.pools[pool]) do
                 peer.host = peer.ip:find(":", 1, true) and "[" .. peer.ip .. "]" or peer.ip -- as it stands before a port
+                peer.label = pool .. " " .. peer.name
                 by_name[peer.name], by_address[peer.host .. ":" .. peer.port] = peer, peer
             end
             known_by_name[pool], known_by_address[pool] = by_name, by_address
@@ -118,10 +123,9 @@ function M.choose(pool, choose)
     end
 end
 
--- The name of the peer at "ip:port", or nil.
-function M.name_at(pool, address)
-    local peer = (known_by_address[pool] or {})[address]
-    return peer and peer.name
+-- The peer at "ip:port", or nil.
+function M.at(pool, address)
+    return (known_by_address[pool] or {})[address]
 end
 
 -- The peer of this name as it is known now, or nil.

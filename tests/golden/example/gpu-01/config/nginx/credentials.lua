@@ -11,6 +11,7 @@ local KNOWN_SECONDS = 60
 local GOOD_SECONDS = 0.5
 local GUESSES, GUESS_SECONDS = 30, 60 -- wrong keys per address
 local LOOK_SECONDS = 0.1
+local LEARN_SECONDS = 0.005
 local MOST_REMEMBERED = 1000
 
 local dict = ngx.shared.credentials
@@ -60,20 +61,24 @@ local function is_good(key)
     return key ~= nil and dict:get("good " .. ngx.md5(key)) ~= nil
 end
 
--- Ends the request unless the api finds its key good.
-local function demand(key)
-    if is_good(key) then return end
-    local good, scheme = false, 'Basic realm="animatediff-ha"'
-    if key then good, scheme = authority.ask() end
+-- What the api says of a key that it finds good; ends the request where it does not.
+local function ask_for(key)
+    local good, said = false, nil
+    if key then good, said = authority.ask() end
     if good then
         local name = ngx.md5(key)
         dict:set("good " .. name, true, GOOD_SECONDS)
         dict:set("known " .. name, true, KNOWN_SECONDS)
-        return
+        return said
     end
     if good == nil then return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE) end
-    ngx.header["WWW-Authenticate"] = scheme
+    ngx.header["WWW-Authenticate"] = said and said["www-authenticate"] or 'Basic realm="animatediff-ha"'
     return ngx.exit(ngx.HTTP_UNAUTHORIZED)
+end
+
+-- Ends the request unless the api finds its key good.
+local function demand(key)
+    if not is_good(key) then ask_for(key) end
 end
 
 -- Whether anybody has tried keys lately: hardly ever, so it is looked at now and then only.
@@ -102,22 +107,35 @@ function M.admit_to_node()
     return demand(presented_key())
 end
 
+-- In the access phase of what only operators see: the operator's name.
+function M.admit_operator()
+    turn_guesser_away()
+    local key = presented_key()
+    local known_as = key and "operator " .. ngx.md5(key)
+    local name = known_as and dict:get(known_as)
+    if name then return name end
+    local said = ask_for(key)
+    name = said["x-appliance-user"]
+    if said["x-appliance-role"] ~= "operator" or not name then return ngx.exit(ngx.HTTP_FORBIDDEN) end
+    dict:set(known_as, name, GOOD_SECONDS)
+    return name
+end
+
 -- In the access phase of what the api serves, which itself asks for the key. Only where there is a body it is asked for
 -- before: nobody waits for one that a stranger sends byte by byte, and a large one is not kept before its sender is known.
 function M.admit_to_api()
     turn_guesser_away()
-    local length = tonumber(ngx.var.http_content_length)
+    local length = tonumber(ngx.var.content_length)
     if length == 0 then return end
-    if length or ngx.var.http_transfer_encoding then
-        local key = presented_key()
-        if not length or length > IN_MEMORY or not is_known(key) then return demand(key) end
-    elseif ngx.req.http_version() >= 2 then
-        -- It may have a body all the same. That of a GET means nothing, so nobody keeps it.
-        if not BODILESS[ngx.req.get_method()] then return demand(presented_key()) end
-        ngx.req.discard_body()
+    if not length and BODILESS[ngx.req.get_method()] and not ngx.var.http_transfer_encoding then
+        -- In HTTP/2 it may have a body all the same. That of a GET means nothing, so nobody keeps it.
+        return ngx.req.discard_body()
     end
+    local key = presented_key()
+    if not length or length > IN_MEMORY or not is_known(key) then return demand(key) end
 end
 
+local learned_at = 0
 local told, told_count = {}, 0 -- per worker: which keys were told to the others, and until when that is enough
 
 -- In the log phase: whether the key was good, or wrong.
@@ -129,9 +147,11 @@ function M.learn()
         end
         return
     end
-    if status >= 300 and not OF_A_VALID_KEY[status] or not ngx.ctx.peers then return end
-    local key = presented_key()
     local now = ngx.now()
+    -- Where many come at a time, one of them is enough: who was overlooked is asked for, or comes again.
+    if now - learned_at < LEARN_SECONDS or status >= 300 and not OF_A_VALID_KEY[status] or not ngx.ctx.peers then return end
+    learned_at = now
+    local key = presented_key()
     if not key or (told[key] or 0) > now then return end
     if told_count >= MOST_REMEMBERED then told, told_count = {}, 0 end
     told[key], told_count = now + KNOWN_SECONDS / 4, told_count + 1

@@ -30,7 +30,7 @@ local function exchange(socket, text)
     return handshake.parse(head .. "\r\n\r\n"), "no HTTP answer"
 end
 
--- One try with one peer: its status and its WWW-Authenticate; nil and why it has none.
+-- One try with one peer: its status and its headers; nil and why it has none.
 local function ask(peer, text)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT_MS, SEND_MS, READ_MS)
@@ -46,10 +46,10 @@ local function ask(peer, text)
     end
     -- A 204 has no body: the connection is clean.
     if answer.status == 204 then socket:setkeepalive(KEPT_MS, KEPT) else socket:close() end
-    return answer.status, answer.headers["www-authenticate"]
+    return answer.status, answer.headers
 end
 
--- Whether the key is good, and where it is not the api's WWW-Authenticate; nil where no api could be asked.
+-- Whether the key is good, and the headers of the api's answer; nil where no api could be asked.
 function M.ask()
     local peers, text = state.get().pools.api, request()
     turn = turn + 1
