@@ -18,6 +18,7 @@ from generator.model import (
 )
 from generator.planned import WorkerPlan
 from generator.planned_metrics import (
+    OWN_AUTHORITY,
     AlertPlan,
     BurnPlan,
     DashboardsPlan,
@@ -207,7 +208,7 @@ def _gateway_reports(cluster: Cluster) -> GatewayReportPlan:
     gateway, own = cluster.gateway, cluster.monitoring.gateway_ca or ""
     name, ca = gateway.server_name, "/run/secrets/gateway_ca.crt" if own else ""
     if gateway.tls.mode is TlsMode.SELF_SIGNED:
-        name, ca = "localhost", "/run/secrets/ca.crt"  # a name that our certificates always have
+        name, ca = "localhost", OWN_AUTHORITY  # a name that our certificates always have
     urls = tuple(f"{_gateway_url(cluster, host)}{ALERTS_PATH}" for host in _names_with(cluster, Role.GATEWAY))
     return GatewayReportPlan(urls, ca, "" if _plain(cluster) else name, own)
 

@@ -10,6 +10,8 @@ from generator.limits import Limits
 
 USER = "operator"
 """Whom Prometheus, Alertmanager and the node-exporters let in, by the password `monitoring_password`."""
+OWN_AUTHORITY = "/run/secrets/ca.crt"
+"""The cluster's own CA certificate in a container, where it has one."""
 RELAYED = frozenset({"dingtalk", "wecom"})
 """Kinds of receivers that want a body of their own shape, which `appliance relay` makes of Alertmanager's."""
 
@@ -136,6 +138,11 @@ class MetricsPlan:
     @property
     def scheme(self) -> str:
         return "https" if self.tls else "http"
+
+    @property
+    def trusts_own_authority(self) -> bool:
+        """Whether something here meets a certificate of the cluster's own CA: on one host only the gateway's is one."""
+        return self.tls or self.gateways.ca == OWN_AUTHORITY
 
     @property
     def scrape_timeout_seconds(self) -> int:

@@ -214,7 +214,7 @@ def _tls_files(host: HostPlan, values: Values) -> Values:
     """What a client of Redis trusts and, on a queue host, what Redis and Sentinel show."""
     found: Values = {}
     uses_redis = "APPLIANCE_REDIS_CA" in host.redis_environment and host.exporter
-    if uses_redis or (host.publish and (host.metrics or host.dashboards)):
+    if uses_redis or (host.metrics and host.metrics.trusts_own_authority) or (host.dashboards and host.dashboards.tls):
         found["ca.crt"] = _given(values, "ca.crt")
     if host.queue and host.queue.tls:
         found |= {f"redis.{kind}": _given(values, f"redis-{host.name}.{kind}") for kind in ("crt", "key")}

@@ -12,8 +12,10 @@ from generator.keys import ApiKey, KeyRole, with_added
 from generator.monitoring_access import redis_exporter_file, web_file
 from generator.plan import plan
 from generator.redis_access import access_files
-from generator.secrets import for_host
-from tests.unit.generator.clusters import monitored, three_hosts
+from generator.render import render_host
+from generator.secrets import Store, for_host
+from generator.sources import read_sources
+from tests.unit.generator.clusters import monitored, monitored_alone, three_hosts
 from tests.unit.generator.test_secrets import store
 
 PASSWORD = "correct horse battery staple"
@@ -70,3 +72,17 @@ def test_the_gateways_know_alertmanager_by_a_key_of_its_own(tmp_path: Path) -> N
 def test_nobody_else_is_called_alertmanager() -> None:
     with pytest.raises(UserError, match="`secrets rotate alerts_key` replaces it"):
         with_added((), ApiKey("alertmanager", KeyRole.USER, "0" * 64))
+
+
+def test_on_one_host_with_tls_the_gateway_s_authority_is_there_for_alertmanager(tmp_path: Path) -> None:
+    """Prometheus and the others speak plain HTTP to each other there, but the gateway does not."""
+    the_plan = plan(monitored_alone(gateway={"server_name": "_"}))
+    (host,) = the_plan.hosts
+    assert host.metrics
+    assert (host.metrics.tls, host.metrics.gateways.ca) == (False, "/run/secrets/ca.crt")
+    services = yaml.safe_load(render_host(the_plan.cluster, host, read_sources())["compose.yaml"])
+    assert "ca.crt" in services["services"]["alertmanager"]["secrets"]
+    assert "ca.crt" in services["secrets"]
+    made = Store(tmp_path)
+    made.create_missing(("localhost",), tls=True)
+    assert "ca.crt" in for_host(host, made.read())
