@@ -176,7 +176,7 @@ class Gateways:
     def _runs(self, host: str, *, healthy: bool = False) -> bool:
         found = self.hosts[host].engine.containers(self.plan.cluster.name)
         well = ("healthy",) if healthy else ("healthy", "starting", "unhealthy")
-        return len(found) == 3 and all(one.state == "running" and one.health in well for one in found)
+        return len(found) == 4 and all(one.state == "running" and one.health in well for one in found)
 
 
 def _has_address(host: HostMachine) -> bool:

@@ -427,7 +427,7 @@ def test_a_wrong_state_is_refused_and_the_last_good_one_kept(setup: Setup) -> No
     assert setup.status("/readyz") == 503
 
 
-def test_an_empty_pool_is_answered_with_503_at_once(setup: Setup) -> None:
+def test_an_empty_pool_is_waited_for_once_and_then_answered_with_503(setup: Setup) -> None:
     setup.stop_controller()
     state = setup.state().json()["state"]
     emptied = {**state, "version": state["version"] + 1, "pools": {"api": [], "webui": []}}
@@ -438,6 +438,11 @@ def test_an_empty_pool_is_answered_with_503_at_once(setup: Setup) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.headers["retry-after"] == "2"
         assert answer.json()["type"] == "unavailable"
+    # The first of them waited for 3 s. Whoever comes later knows that nobody will be back by then.
+    begin = time.monotonic()
+    for path in ("/api/v1/jobs", "/webui/") * 3:
+        assert httpx.get(setup.base + path, headers=KEY, verify=PLAIN).status_code == 503
+    assert time.monotonic() - begin < 2.5
 
 
 def test_the_state_returns_soon_after_the_gateway_restarted(setup: Setup) -> None:

@@ -13,13 +13,15 @@ local EMPTY = { pools = { api = {}, webui = {} } }
 -- An older epoch is believed once the newer one has been silent for this long (its clock was ahead).
 local SILENCE_SECONDS = 6
 local MAX_WEIGHT, MAX_BUSY = 1000, 1e6
--- While there is nobody to take a request it waits: a part that restarts, or fails over, is back by then.
+-- While nobody takes requests one waits, but not where nobody has for so long: a part that restarts, or fails over, would
+-- be back by then.
 local PATIENCE_SECONDS, LOOK_SECONDS, MOST_WAITING = 3, 0.05, 500
 
 local M = {}
 local known, known_by_name, known_by_address, known_stamp = EMPTY, {}, {}, nil
 local looked_at
 local waiting = 0 -- requests of this worker
+local begun = ngx.now()
 
 local function is_integer(value, low, high)
     return type(value) == "number" and value % 1 == 0 and value >= low and value <= high
@@ -108,15 +110,14 @@ function M.get()
     return known, stamp
 end
 
--- The peers of `pool` that `choose` takes, and the state's stamp; waits a while for the first one.
+-- The peers of `pool` that `choose` takes; waits a while for the first one.
 function M.choose(pool, choose)
-    local deadline
     while true do
         local now, stamp = M.get()
         local found = choose(now.pools[pool], stamp)
         if #found > 0 then return found end
-        deadline = deadline or ngx.now() + PATIENCE_SECONDS
-        if ngx.now() >= deadline or waiting >= MOST_WAITING then return found end
+        local since = dict:get("nobody in " .. pool) or begun
+        if ngx.now() >= since + PATIENCE_SECONDS or waiting >= MOST_WAITING then return found end
         waiting = waiting + 1
         ngx.sleep(LOOK_SECONDS)
         waiting = waiting - 1
@@ -140,6 +141,21 @@ local function answer(status, body)
     ngx.say(cjson.encode(body))
 end
 
+local function takes_requests(peers)
+    for _, peer in ipairs(peers) do
+        if (peer.weight or 1) > 0 then return true end
+    end
+    return false
+end
+
+-- Since when nobody of a pool has.
+local function note_who_takes(pools)
+    for _, pool in ipairs(POOLS) do
+        local key = "nobody in " .. pool
+        if takes_requests(pools[pool]) then dict:set(key, nil) else dict:add(key, ngx.now()) end
+    end
+end
+
 local function put()
     ngx.req.read_body()
     local body = ngx.req.get_body_data()
@@ -151,6 +167,7 @@ local function put()
     local stored, reason = dict:safe_set("body", body)
     if not stored then return answer(507, { type = "state-too-large", detail = reason }) end
     dict:set("received_at", ngx.now())
+    note_who_takes(state.pools)
     dict:set("stamp", state.epoch .. "/" .. state.version)
     return answer(200, { epoch = state.epoch, version = state.version })
 end
