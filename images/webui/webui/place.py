@@ -13,8 +13,10 @@ TOLD_AS = {"__main__": f"{OWN}.worker"}
 def place_of(error: BaseException) -> str:
     """`module:function` of the innermost frame of our own code, of the error that caused the others; without one, the
     innermost of all. No line number: it would differ from version to version."""
-    while error.__cause__ is not None:
+    seen = {id(error)}
+    while error.__cause__ is not None and id(error.__cause__) not in seen:  # `raise error from error` is a circle
         error = error.__cause__
+        seen.add(id(error))
     places = [_describe(frame) for frame in _frames(error.__traceback__)]
     own = [place for place in places if place.startswith(f"{OWN}.")]
     return (own or places or [""])[-1][:PLACE_CHARS]

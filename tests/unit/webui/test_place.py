@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from types import ModuleType
 
+import pytest
+
 from webui.place import PLACE_CHARS, place_of
 
 
@@ -58,3 +60,12 @@ def test_a_place_is_short_and_an_error_that_was_never_raised_has_none() -> None:
     long = module("webui." + "x" * 500, "def run():\n    raise ValueError")
     assert len(place("run", of=long)) == PLACE_CHARS
     assert place_of(ValueError()) == ""
+
+
+@pytest.mark.timeout(10)
+def test_errors_that_name_each_other_as_their_cause_are_gone_round_once() -> None:
+    first, second = ValueError(), KeyError()
+    first.__cause__, second.__cause__ = second, first
+    alone = ValueError()
+    alone.__cause__ = alone
+    assert [place_of(error) for error in (first, second, alone)] == ["", "", ""]

@@ -76,6 +76,8 @@ class DiffusersEngine:
             with self._models.ready(VideoRequest("")) as ready:
                 frames = ready.pipeline.unet.config.motion_max_seq_length
             return self._capabilities(selection, frames)
+        except EngineError:
+            raise
         except Exception as error:
             raise to_engine_error(error, "MODEL_LOAD_FAIL") from error
 
@@ -140,6 +142,8 @@ class DiffusersEngine:
                 made_with["warnings"] = length_warnings(pipeline, request) + ready.warnings
                 with tiled(pipeline.vae, memory.vae_tiling):
                     return decode(pipeline.vae, latents, control, 1 if memory.vae_tiling else DECODE_FRAMES, made_with)
+        except EngineError:
+            raise
         except Exception as error:
             raise to_engine_error(error, "UNKNOWN") from error
 
