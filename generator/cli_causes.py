@@ -23,6 +23,7 @@ from generator.console import console, say
 from generator.ops import cluster
 from generator.ops import errors as errors_ops
 from generator.ops import trace as trace_ops
+from generator.ops.elastic_logs import Access
 from generator.ops.log_source import log_sources
 
 
@@ -56,8 +57,10 @@ def trace(
     """One job's whole life in order of time: from the queue, and from the logs of every service on every host."""
     trace_ops.time_of(job)
     places, progress, store = cluster.places(plan_of(file), out, ssh=ssh), progress_for(as_json), store_of(file)
-    key = store.read()["api_key"].decode()
-    result = trace_ops.trace(job, places, log_sources(places), key, store.authority, progress)
+    secrets = store.read()
+    access = Access(secrets["logs_password"].decode(), store.authority) if store.authority else None
+    key = secrets["api_key"].decode()
+    result = trace_ops.trace(job, places, log_sources(places, access), key, store.authority, progress)
     if as_json:
         print(json.dumps(result.as_dict()))
         return

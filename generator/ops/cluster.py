@@ -147,7 +147,9 @@ def up(
             task.update("copying")
             bring(place)
             vendors = _fetch_vendor_images(place, progress, task.update)
-            stale = _mounting(place, (replaced or {}).get(place.host.name, ()), vendors)
+            stale, ended = _mounting(place, (replaced or {}).get(place.host.name, ()), vendors)
+            if ended:  # the `up` below makes them anew; alone they could not be waited for
+                _compose(place, ["rm", "--stop", "--force", *ended], task.update, WAIT_SECONDS, vendors)
             if stale and not recreate:
                 task.update(f"renewing {', '.join(stale)}")
                 renewal = ["up", *options, "--force-recreate", "--no-deps", *stale]
@@ -233,17 +235,17 @@ def _could_fetch(place: Place, images: Mapping[str, str], progress: Progress, on
     return True
 
 
-def _mounting(place: Place, secrets: Collection[str], vendors: Collection[str]) -> list[str]:
-    """The services that mount one of these secret files. A mount keeps the file that a rename has replaced."""
-    if not secrets:
-        return []
-    services = yaml.safe_load((place.folder / "compose.yaml").read_bytes())["services"]
-    return [
-        name
-        for name, service in services.items()
-        if ("profiles" not in service or set(vendors) & set(service["profiles"]))
-        and any((one["source"] if isinstance(one, dict) else one) in secrets for one in service.get("secrets", ()))
-    ]
+def _mounting(place: Place, secrets: Collection[str], vendors: Collection[str]) -> tuple[list[str], list[str]]:
+    """The services that mount one of these secret files; the one-shots among them apart. A mount keeps the file that a
+    rename has replaced."""
+    found: tuple[list[str], list[str]] = ([], [])
+    services = yaml.safe_load((place.folder / "compose.yaml").read_bytes())["services"] if secrets else {}
+    for name, service in services.items():
+        wanted = "profiles" not in service or set(vendors) & set(service["profiles"])
+        mounted = {one["source"] if isinstance(one, dict) else one for one in service.get("secrets", ())}
+        if wanted and mounted & set(secrets):
+            found[ONE_SHOT in service["labels"]].append(name)
+    return found
 
 
 def renew(targets: Sequence[Place], progress: Progress) -> list[str]:
