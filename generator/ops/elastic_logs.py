@@ -128,7 +128,7 @@ def address_of(place: Place) -> str:
 def _page(client: httpx.Client, body: Mapping[str, Any], deadline: float) -> list[dict[str, Any]]:
     try:
         answer = json.loads(_asked(client, body, deadline))
-        hits = answer["hits"]["hits"]
+        hits = list(answer["hits"]["hits"])
         whole = not answer["timed_out"] and not answer["_shards"]["failed"]
     except httpx.HTTPError as error:
         raise Unhealthy(f"it does not answer: {error or type(error).__name__}") from None
@@ -136,7 +136,7 @@ def _page(client: httpx.Client, body: Mapping[str, Any], deadline: float) -> lis
         raise Unhealthy(f"its answer is not understood: {error!r}") from None
     if not whole:
         raise Unhealthy("it has answered for a part of the lines only")
-    return list(hits)
+    return hits
 
 
 def _asked(client: httpx.Client, body: Mapping[str, Any], deadline: float) -> bytes:
