@@ -23,13 +23,14 @@ class Dropped(Exception):  # noqa: N818 - reads as what happened
 # --- Filebeat ---------------------------------------------------------------------------------------------------------
 
 
-def shipped(config: Mapping[str, Any], lines: Iterable[str], fingerprint: str = "f") -> Iterator[Event]:
-    """Docker's json-file lines of one file → what goes to Logstash."""
+def shipped(
+    config: Mapping[str, Any], lines: Iterable[str], fingerprint: str = "f", offset: int = 0
+) -> Iterator[Event]:
+    """Docker's json-file lines of one file, from `offset` on → what goes to Logstash."""
     (source,) = config["filebeat.inputs"]
     kinds = [next(iter(parser)) for parser in source["parsers"]]
     assert kinds == ["container", "ndjson"], "as these two are worked through below"
     target = source["parsers"][1]["ndjson"]["target"]
-    offset = 0
     for line in lines:
         event = _of_docker(json.loads(line), target)
         event["log"] = {"offset": offset, "file": {"path": "/var/lib/docker/x", "fingerprint": fingerprint}}

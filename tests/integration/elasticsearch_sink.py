@@ -272,10 +272,10 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(store: Store, pair: tuple[Path, Path], address: str = "127.0.0.1") -> Iterator[int]:
-    """The port, on loopback or on a network of Docker's."""
+def serving(store: Store, pair: tuple[Path, Path], address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[int]:
+    """The port that it listens on. `pair`: certificate and key."""
     handler = type("Bound", (Handler,), {"door": Door(store)})
-    server = Server((address, 0), handler)
+    server = Server(address, handler)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*map(str, pair))
     # The handshake belongs to the request's thread: one that never ends must not keep others out.
