@@ -105,11 +105,16 @@ def _ask_all(sources: Sequence[LogSource], job_id: str, start: float, end: float
     return [line for lines, _ in answers for line in lines], [wrong for _, wrong in answers if wrong]
 
 
+def stores(places: Sequence[Place], access: Access | None) -> list[LogSource]:
+    """The hosts that keep lines, where there are some. `access`: None where there cannot be any."""
+    return [ElasticLogs(place, access) for place in places if access and place.host.log_store]
+
+
 def log_sources(places: Sequence[Place], access: Access | None = None) -> list[LogSource]:
-    """`access`: to the hosts that keep lines, where there are some."""
+    """All lines of all hosts."""
     containers: list[LogSource] = [ComposeLogs(place) for place in places]
-    stores: list[LogSource] = [ElasticLogs(place, access) for place in places if access and place.host.log_store]
-    return [KeptLogs(stores, containers)] if stores else containers
+    kept = stores(places, access)
+    return [KeptLogs(kept, containers)] if kept else containers
 
 
 def parse_line(host: str, text: str) -> LogLine | None:

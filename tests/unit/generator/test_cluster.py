@@ -8,8 +8,11 @@ import pytest
 from generator.docker import parse_container
 from generator.errors import ToolError, UserError
 from generator.ops import cluster
+from generator.ops.upgrade_hosts import images_of
 from generator.plan import plan
 from generator.progress import Mode, Progress
+from generator.render import render
+from generator.sources import read_sources
 from tests.unit.generator.clusters import logged, one_host, three_hosts, with_dashboards
 
 
@@ -182,3 +185,29 @@ def test_an_upgrade_of_a_host_starts_no_vendor_s_image_that_is_not_there(
     profiles = [name for name in ("filebeat", "elasticsearch") if lacking not in place.host.vendor_images[name]]
     words = "".join(f"--profile {name} " for name in profiles)
     assert commands == [f"{words}up --detach --wait --wait-timeout 9 --remove-orphans"]
+
+
+def test_what_mounts_a_replaced_secret_is_made_anew_and_one_shots_are_not_waited_for_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up --wait` takes a one-shot that ends, with nobody who waits for it, for a failure."""
+    place, commands = logs_host(tmp_path), []
+    (files,) = (files for name, files in render(plan(logged()), read_sources()) if name == "gpu-03")
+    (place.folder / "compose.yaml").write_bytes(files["compose.yaml"])
+    monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    secrets = {"gpu-03": {"logs_setup_password", "elasticsearch_users"}}
+    cluster.up([place], Progress(Mode.QUIET), replaced=secrets)
+    options = "--detach --wait --wait-timeout 600 --remove-orphans"
+    assert commands[2:] == [
+        "--profile vendor rm --stop --force elasticsearch-setup",
+        f"--profile vendor up {options} --force-recreate --no-deps elasticsearch",
+        f"--profile vendor up {options}",
+    ]
+
+
+def test_an_upgrade_needs_no_image_that_a_host_can_do_without() -> None:
+    (files,) = (files for name, files in render(plan(logged()), read_sources()) if name == "gpu-03")
+    images = images_of(files)
+    assert "animatediff-ha/services:0.1.0" in images
+    assert not [image for image in images if image.startswith("elastic/")]
