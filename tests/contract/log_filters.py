@@ -55,8 +55,8 @@ def _of_docker(wrapped: Mapping[str, Any], target: str) -> Event:
     except (ValueError, RecursionError):
         decoded = None
     if isinstance(decoded, dict):
-        return {**event, "message": "", target: decoded}
-    return {**event, "message": text}
+        return {**event, target: decoded} if decoded else event
+    return {**event, "message": text} if text else event
 
 
 def _holds(event: Event, condition: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.log_store.settings import read_setup_settings
-from appliance.log_store.setup import connected, set_up, wait_until_ready
+from appliance.log_store.setup import connected, prepare
 from generator import tree
 from generator.ops.elastic_logs import Access
 from generator.plan import plan
@@ -65,8 +65,7 @@ class LogStage:
         """What the one-shot does, here. Raises `ApplianceError`."""
         settings = read_setup_settings(self.environment(**changes))
         with connected(settings) as client:
-            wait_until_ready(client, settings.ready_seconds, pause=0.05)
-            set_up(client, settings.bodies, settings.output)
+            prepare(client, settings, pause=0.05)
 
     def set_up(self, **changes: str) -> subprocess.CompletedProcess[str]:
         """`appliance elasticsearch-setup`, to its end."""

@@ -13,6 +13,7 @@ from elasticsearch import AuthorizationException, Elasticsearch
 
 from appliance.errors import ApplianceError
 from generator.certificates import make_authority
+from tests.integration.elasticsearch_sink import Answer, Door, failure
 from tests.integration.log_store_stage import STREAM, LogStage, log_stage
 
 
@@ -95,6 +96,28 @@ def test_it_waits_until_the_store_can_answer(stage: LogStage) -> None:
     stage.store.busy = 3
     stage.prepare()
     assert stage.store.requests[:4] == ["GET /_cluster/health"] * 4
+
+
+def test_what_it_can_do_only_later_is_tried_again(stage: LogStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers for its cluster before it can keep keys."""
+    answer, left = Door.answer, [3]
+
+    def slow(door: Door, method: str, target: str, *rest: Any) -> Answer:
+        if method in ("POST", "PUT") and "api_key" in target and left[0]:
+            left[0] -= 1
+            return failure(503, "unavailable_shards_exception", "not yet")
+        return answer(door, method, target, *rest)
+
+    monkeypatch.setattr(Door, "answer", slow)
+    stage.prepare()
+    assert stage.key[0] in stage.store.keys
+
+
+def test_what_it_never_does_is_not_tried_again(stage: LogStage) -> None:
+    stage.store.roles["animatediff_setup"]["cluster"] = ["monitor"]
+    with pytest.raises(ApplianceError, match=r"refuses what it is asked for: .*unauthorized"):
+        stage.prepare()
+    assert stage.store.requests.count("PUT /_ilm/policy/animatediff") == 1
 
 
 def test_a_store_that_never_answers_is_told_in_time(stage: LogStage) -> None:

@@ -13,6 +13,16 @@ def test_every_host_ships_to_whoever_keeps() -> None:
     assert [host.log_store is not None for host in hosts] == [False, False, True]
 
 
+def test_the_certificate_of_who_keeps_is_watched() -> None:
+    """Those of Filebeats are made anew with it, by the same `up`."""
+    metrics = plan(logged()).hosts[0].metrics
+    assert metrics is not None
+    assert "192.168.1.12:9200" in [target.address for target in metrics.targets.certificates]
+    bare = plan(monitored()).hosts[0].metrics
+    assert bare is not None
+    assert not [target for target in bare.targets.certificates if target.address.endswith(":9200")]
+
+
 def test_two_that_keep_are_told_to_every_host() -> None:
     hosts = logged().model_dump(mode="json")["hosts"]
     hosts["gpu-01"]["roles"].append("logs")

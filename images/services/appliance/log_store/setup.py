@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from elastic_transport import TlsError
 from elasticsearch import ApiError, AuthenticationException, Elasticsearch, TransportError
 
 from appliance.errors import ApplianceError
@@ -40,8 +41,7 @@ class LogStoreError(ApplianceError):
 def run(settings: SetupSettings) -> int:
     configure_logging(settings.common)
     with connected(settings) as client:
-        wait_until_ready(client, settings.ready_seconds)
-        set_up(client, settings.bodies, settings.output)
+        prepare(client, settings)
     return 0
 
 
@@ -59,30 +59,37 @@ def connected(settings: SetupSettings) -> Iterator[Elasticsearch]:
         yield client
 
 
-def wait_until_ready(client: Elasticsearch, seconds: float, *, pause: float = 1.0) -> None:
-    """Until it answers for its cluster: right after its start it only says that it cannot yet."""
-    end = time.monotonic() + seconds
+def prepare(client: Elasticsearch, settings: SetupSettings, *, pause: float = 1.0) -> None:
+    """Raises `LogStoreError`. Again and again while Elasticsearch cannot do it yet, as right after its start; what was
+    done before a failure the next try does again, or leaves as it is."""
+    end = time.monotonic() + settings.ready_seconds
     while True:
         try:
             client.cluster.health(wait_for_status="yellow", timeout="10s")
-            return
+            return set_up(client, settings.bodies, settings.output)
         except AuthenticationException as error:
             hint = "it does not know the password: `python -m generator up --recreate` after one was rotated"
             raise LogStoreError(f"Elasticsearch refuses {USER}; {hint}") from error
         except (ApiError, TransportError) as error:
+            if not _may_pass(error):
+                raise LogStoreError(f"Elasticsearch refuses what it is asked for: {error}") from error
             if time.monotonic() > end:
-                raise LogStoreError(f"Elasticsearch is not ready after {seconds:g} s: {error}") from error
+                raise LogStoreError(
+                    f"Elasticsearch is not ready after {settings.ready_seconds:g} s: {error}"
+                ) from error
         time.sleep(pause)
 
 
+def _may_pass(error: ApiError | TransportError) -> bool:
+    if isinstance(error, ApiError):
+        return error.status_code == 429 or error.status_code >= 500
+    return not isinstance(error, TlsError)
+
+
 def set_up(client: Elasticsearch, bodies: Bodies, output: Path) -> None:
-    """Raises `LogStoreError`. Whatever was done before it, the next run does again or leaves as it is."""
-    try:
-        client.ilm.put_lifecycle(name=NAME, **bodies.lifecycle)
-        client.indices.put_index_template(name=NAME, **bodies.template)
-        key = _key(client, bodies.writer, output)
-    except (ApiError, TransportError) as error:
-        raise LogStoreError(f"Elasticsearch refuses what it is asked for: {error}") from error
+    client.ilm.put_lifecycle(name=NAME, **bodies.lifecycle)
+    client.indices.put_index_template(name=NAME, **bodies.template)
+    key = _key(client, bodies.writer, output)
     _write(output, Template(bodies.output).substitute(api_key=key))
     log.info("Elasticsearch is ready for the lines of the cluster", extra=fields(event="log_store_ready"))
 
