@@ -307,7 +307,15 @@ def test_filebeat_shows_its_certificate_and_wants_to_see_one(files: dict[str, st
     assert output["ssl"]["verification_mode"] == "full"
     assert output["ssl"]["certificate_authorities"] == ["/run/secrets/ca.crt"]
     assert {output["ssl"]["certificate"], output["ssl"]["key"]} == {"/run/secrets/logs.crt", "/run/secrets/logs.key"}
-    assert output["bulk_max_size"] <= filebeat(files)["queue.mem"]["events"] <= 4096
+
+
+def test_filebeat_holds_no_more_than_fits(files: dict[str, str]) -> None:
+    """Lines as long as they may be, in a container of so much memory, three times over."""
+    config = filebeat(files)
+    held = config["queue.mem"]["events"] * config["filebeat.inputs"][0]["message_max_bytes"]
+    limit = yaml.safe_load(files["compose.yaml"])["services"]["filebeat"]["deploy"]["resources"]["limits"]["memory"]
+    assert 3 * held <= int(limit.removesuffix("m")) << 20
+    assert config["output.logstash"]["bulk_max_size"] <= config["queue.mem"]["events"]
 
 
 # --- from Docker's file to the index ---------------------------------------------------------------------------------
