@@ -197,7 +197,7 @@ def test_what_it_has_not_got_the_containers_tell(stage: LogStage, monkeypatch: p
     """Filebeat may be behind, or not be there at all."""
     result = traced(monkeypatch, Unhealthy("x"), kept(stage, Lines(LogLine(BEGAN + 1, "gpu-01", "agent-0", "new"))))
     assert [entry.text for entry in result.entries] == ["new"]
-    assert "Elasticsearch on demo: no line of this job; the containers' own" in result.missing[-1]
+    assert "read as well, for Elasticsearch on demo: no line of this job" in result.missing[-1]
 
 
 def test_what_both_tell_is_told_once(stage: LogStage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def test_while_the_store_is_away_nothing_is_lost_and_the_containers_are_asked(st
     stack.wait_for("Docker has it", lambda: "said meanwhile" in stack.compose("logs", "--no-color", "agent-8"))
     answer = stack.trace(job)
     assert [one["text"] for one in answer["entries"]] == ["said meanwhile"]
-    assert "Elasticsearch on demo: it does not run; the containers' own logs were read as well" in answer["missing"][-1]
+    assert "own logs were read as well, for Elasticsearch on demo: it does not run" in answer["missing"][-1]
     stack.up()
     stack.wait_for("the line", lambda: stack.kept(job) == ["said meanwhile"])
     assert stack.compose("ps", "--quiet", "logstash") == before, "Logstash was not started anew"
