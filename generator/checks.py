@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import PurePosixPath
 
-from generator import checks_monitoring, ports
+from generator import checks_logs, checks_monitoring, ports
 from generator.errors import Problem
 from generator.explain import did_you_mean
 from generator.load import Loaded, by_line
@@ -483,4 +483,5 @@ RULES: tuple[Callable[[Loaded], Iterator[Problem]], ...] = (
     _storage,
     _prices,
     *checks_monitoring.RULES,
+    *checks_logs.RULES,
 )

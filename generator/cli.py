@@ -32,7 +32,7 @@ from generator.ops.engine import ensure_engine
 from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
-from generator.secrets import lay_out, monitoring_names, redis_names
+from generator.secrets import lay_out, logs_names, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
 
 app = typer.Typer(
@@ -346,6 +346,7 @@ def _make_secrets(the_plan: Plan, file: Path) -> list[str]:
         tls=_own_tls(the_plan),
         redis=redis_names(the_plan),
         monitoring=monitoring_names(the_plan),
+        logs=logs_names(the_plan),
     )
 
 

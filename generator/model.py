@@ -364,8 +364,14 @@ class Cost(Part):
 
 
 class Logs(Part):
+    """Where every container's lines go. The images filebeat, logstash and elasticsearch are a vendor's."""
+
     driver: LogDriver = LogDriver.NONE
     retention_days: Annotated[int, Field(ge=1, le=365)] = 14
+    memory_gib: Annotated[int, Field(ge=1, le=64)] = 2
+    docker_folder: AbsolutePath = "/var/lib/docker"
+    images: Registry = "elastic"
+    version: Tag = "9.2.1"
 
 
 class Cluster(Part):

@@ -32,7 +32,7 @@ http_server_config:
 
 def web_file(password: str, *, tls: bool) -> str:
     """For --web.config.file of Prometheus, Alertmanager and node-exporter."""
-    return f"basic_auth_users:\n  {USER}: {_hashed(password)}\n{_TLS if tls else ''}{_HEADERS}"
+    return f"basic_auth_users:\n  {USER}: {hashed(password)}\n{_TLS if tls else ''}{_HEADERS}"
 
 
 def redis_exporter_file(password: str, accounts: Sequence[str]) -> str:
@@ -41,7 +41,7 @@ def redis_exporter_file(password: str, accounts: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=8)
-def _hashed(password: str) -> str:
+def hashed(password: str) -> str:
     """bcrypt with a salt made from the password: the same file each time, or every `up` would start all of it anew.
     With 256 random bits there is nothing that a table of hashes could hold."""
     digest = hashlib.sha256(b"animatediff-ha web " + password.encode()).digest()[:16]

@@ -16,7 +16,6 @@ from generator.limits import Limits
 from generator.model import (
     Cluster,
     Host,
-    LogDriver,
     ModelKind,
     Price,
     Role,
@@ -26,6 +25,7 @@ from generator.model import (
     VrrpMode,
     WebuiEngine,
 )
+from generator.plan_logs import log_stores_of, shippers_of
 from generator.plan_metrics import dashboards_of, guards_of, metrics_of
 from generator.planned import (
     AcmePlan,
@@ -47,10 +47,6 @@ TLS_FOLDER = "/etc/nginx/tls"
 MONITORING_IMAGES = ("alertmanager", "blackbox-exporter", "node-exporter", "prometheus", "redis-exporter")
 DEMO_SOURCE = "demo"
 """`models.available[].source` of a model that the WebUI image builds itself."""
-
-_ROLES_TO_COME = {
-    Role.LOGS: "Logstash and Elasticsearch",
-}
 
 
 def plan(cluster: Cluster) -> Plan:
@@ -97,7 +93,7 @@ def _host(
 
 def _with_monitoring(cluster: Cluster, hosts: list[HostPlan]) -> Iterator[HostPlan]:
     metrics = metrics_of(cluster, {host.name: host.workers for host in hosts})
-    dashboards = dashboards_of(cluster)
+    dashboards, shippers, log_stores = dashboards_of(cluster), shippers_of(cluster), log_stores_of(cluster)
     guards = guards_of(cluster)
     for host in hosts:
         yield replace(
@@ -106,6 +102,8 @@ def _with_monitoring(cluster: Cluster, hosts: list[HostPlan]) -> Iterator[HostPl
             monitored=bool(metrics),
             metrics=metrics.get(host.name),
             dashboards=dashboards.get(host.name),
+            shipper=shippers.get(host.name),
+            log_store=log_stores.get(host.name),
         )
 
 
@@ -383,15 +381,7 @@ def _volumes(cluster: Cluster) -> tuple[VolumePlan, ...]:
 
 
 def _notices(cluster: Cluster) -> tuple[str, ...]:
-    notices = []
-    for role, parts in _ROLES_TO_COME.items():
-        if any(role in host.roles for host in cluster.hosts.values()):
-            notices.append(f"role {role.value}: {parts} are not rendered by this version")
     dashboards = any(Role.DASHBOARDS in host.roles for host in cluster.hosts.values())
     if dashboards and cluster.monitoring.grafana_image is None:
-        notices.append("role dashboards: monitoring.grafana_image names no image, so there will be no Grafana")
-    if cluster.logs.driver is not LogDriver.NONE:
-        notices.append(
-            f"logs.driver {cluster.logs.driver.value}: not rendered by this version; logs stay in `docker logs`"
-        )
-    return tuple(notices)
+        return ("role dashboards: monitoring.grafana_image names no image, so there will be no Grafana",)
+    return ()

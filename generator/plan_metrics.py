@@ -9,6 +9,7 @@ from generator import ports
 from generator.limits import Limits
 from generator.model import (
     Cluster,
+    LogDriver,
     Receiver,
     Role,
     Severity,
@@ -144,11 +145,13 @@ def _targets(cluster: Cluster, workers: dict[str, tuple[WorkerPlan, ...]]) -> Ta
     prometheuses = every(monitors, "prometheus", ports.PROMETHEUS)
     alertmanagers = every(monitors, "alertmanager", ports.ALERTMANAGER)
     queues = tuple(_queues(cluster))
+    stores = _names_with(cluster, Role.LOGS) if cluster.logs.driver is LogDriver.ELASTIC else []
     own_tls = (
         *(Target(t.address.partition("://")[2], t.labels) for t in queues),
         *nodes,
         *prometheuses,
         *alertmanagers,
+        *every(stores, "elasticsearch", ports.ELASTICSEARCH),
     )
     return Targets(
         exporters=every(exported, "exporter", ports.EXPORTER),

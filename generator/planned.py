@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from generator.limits import Limits
+from generator.planned_logs import LogStorePlan, ShipperPlan
 from generator.planned_metrics import DashboardsPlan, MetricsPlan
 
 UID = 10001
@@ -179,11 +180,23 @@ class HostPlan:
     """Whether some host has the role metrics, and so this one a node-exporter."""
     metrics: MetricsPlan | None = None
     dashboards: DashboardsPlan | None = None
+    shipper: ShipperPlan | None = None
+    """None where logs stay with Docker."""
+    log_store: LogStorePlan | None = None
 
     @property
-    def vendor_images(self) -> dict[str, str]:
-        """Service → image that is a vendor's and not built here; the service may be left out where it cannot be had."""
-        return {"grafana": self.dashboards.image} if self.dashboards else {}
+    def vendor_images(self) -> dict[str, dict[str, str]]:
+        """Profile → service → image that is a vendor's and not built here. What has one profile is of use only
+        together; it is left out where an image of it cannot be had."""
+        found: dict[str, dict[str, str]] = {}
+        if self.dashboards:
+            found["grafana"] = {"grafana": self.dashboards.image}
+        if self.shipper:
+            found["filebeat"] = {"filebeat": self.shipper.image}
+        if self.log_store:
+            images = {"elasticsearch": self.log_store.elasticsearch_image, "logstash": self.log_store.logstash_image}
+            found["elasticsearch"] = images
+        return found
 
     @property
     def runs_storage(self) -> bool:
@@ -260,6 +273,10 @@ class ClusterPlan:
             "relay": Limits(0.5, 128, 32),
             "grafana": Limits(1.0, 512, 256),
             "guard": Limits(0.5, 128, 64),
+            "filebeat": Limits(0.5, 256, 64),
+            # Half of the memory is its heap.
+            "logstash": Limits(1.0, 1536, 512),
+            "elasticsearch-setup": Limits(0.5, 128, 32),
         }
     )
 

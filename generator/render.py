@@ -107,6 +107,8 @@ def _templates(host: HostPlan) -> list[str]:
         "node": host.monitored,
         "metrics": host.metrics is not None,
         "dashboards": host.dashboards is not None,
+        "shipper": host.shipper is not None,
+        "logs": host.log_store is not None,
     }
     return [f"{role}.yaml.j2" for role, present in wanted.items() if present]
 
@@ -125,6 +127,10 @@ def _config_files(cluster: ClusterPlan, host: HostPlan, sources: Sources) -> Ite
         folders |= {"prometheus": context, "alertmanager": context, "blackbox": context}
     if host.dashboards:
         folders["grafana"] = folders["guard"] = {"dashboards": host.dashboards}
+    if host.shipper:
+        folders["filebeat"] = {"shipper": host.shipper}
+    if host.log_store:
+        folders["logstash"] = folders["elasticsearch"] = {"logs": host.log_store}
     without = {
         "redis/sentinel.conf.j2": not (host.queue and host.queue.sentinels),
         "alertmanager/gossip.yml": not (host.metrics and host.metrics.gossip_address),

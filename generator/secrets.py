@@ -20,6 +20,7 @@ from generator import certificates
 from generator import keys as key_list
 from generator.errors import UserError
 from generator.keys import ALERTS_NAME, OWN_NAME, ApiKey, KeyRole, digest_of
+from generator.logs_access import USERS_FILE, users_file
 from generator.monitoring_access import WEB_FILE, redis_exporter_file, web_file
 from generator.planned import UID, HostPlan, Plan
 from generator.redis_access import access_files
@@ -44,6 +45,8 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
     "alerts_key": _token,
     "grafana_admin_password": _token,
     "grafana_secret_key": _token,
+    "logs_password": _token,
+    "logs_setup_password": _token,
 }
 """What is random; everything else follows from it."""
 
@@ -51,8 +54,8 @@ API_KEYS = "api_keys"
 READ_WHILE_RUNNING = frozenset({API_KEYS})
 """Files that a running container is to see new. Docker mounts a file by its inode: a renamed one would stay unseen."""
 
-MONITORING = "monitoring-"
-"""What the names of the certificates of hosts' monitoring begin with."""
+MONITORING, LOGS = "monitoring-", "logs-"
+"""What the names of the certificates of hosts' monitoring and logs begin with. Both are shown by clients, too."""
 
 LOCK_SECONDS = 5.0
 
@@ -75,13 +78,16 @@ class Store:
         tls: bool,
         redis: Mapping[str, tuple[str, ...]] | None = None,
         monitoring: Mapping[str, tuple[str, ...]] | None = None,
+        logs: Mapping[str, tuple[str, ...]] | None = None,
     ) -> list[str]:
         """Make what does not exist yet and return its names. Nothing random is ever replaced; a certificate is, when
-        its names have changed or it ends soon. `tls`: the gateways'; `redis`, `monitoring`: those of hosts, by names.
+        its names have changed or it ends soon. `tls`: the gateways'; `redis`, `monitoring`, `logs`: those of hosts, by
+        names.
         """
         wanted = {"tls": server_names} if tls else {}
         wanted |= {f"redis-{host}": names for host, names in (redis or {}).items()}
         wanted |= {f"{MONITORING}{host}": names for host, names in (monitoring or {}).items()}
+        wanted |= {f"{LOGS}{host}": names for host, names in (logs or {}).items()}
         with _told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             made = [name for name in PLAIN if _create(self.folder / name, PLAIN[name])]
@@ -103,7 +109,7 @@ class Store:
         if key.exists() and chain.exists() and certificates.is_good(chain.read_bytes(), authority[1], names):
             return False
         chain.unlink(missing_ok=True)
-        made = certificates.make_server(*authority, names, also_client=name.startswith(MONITORING))
+        made = certificates.make_server(*authority, names, also_client=name.startswith((MONITORING, LOGS)))
         _replace(key, made[0])
         _replace(chain, made[1])
         return True
@@ -151,7 +157,7 @@ class Store:
     def read(self) -> Values:
         with _told(self.folder):
             values = {name: (self.folder / name).read_bytes() for name in PLAIN}
-            made = ("tls.*", "redis-*.*", f"{MONITORING}*.*")
+            made = ("tls.*", "redis-*.*", f"{MONITORING}*.*", f"{LOGS}*.*")
             for path in (self.folder / "ca.crt", *(path for pattern in made for path in self.folder.glob(pattern))):
                 if path.exists():
                     values[path.name] = path.read_bytes()
@@ -176,7 +182,7 @@ def for_host(host: HostPlan, values: Values) -> Values:
             wanted |= {f"tls/{name}": values[name] for name in ("tls.crt", "tls.key")}
     if host.queue:
         wanted |= _redis_files(host, values)
-    return wanted | _monitoring_files(host, values) | _tls_files(host, values)
+    return wanted | _monitoring_files(host, values) | _logs_files(host, values) | _tls_files(host, values)
 
 
 def nginx_header(token: bytes) -> bytes:
@@ -210,16 +216,31 @@ def _monitoring_files(host: HostPlan, values: Values) -> Values:
     return found
 
 
+def _logs_files(host: HostPlan, values: Values) -> Values:
+    if not host.log_store:
+        return {}
+    reader, setup = values["logs_password"], values["logs_setup_password"]
+    users = users_file(reader=reader.decode(), setup=setup.decode())
+    return {USERS_FILE: users.encode(), "logs_setup_password": setup}
+
+
 def _tls_files(host: HostPlan, values: Values) -> Values:
-    """What a client of Redis trusts and, on a queue host, what Redis and Sentinel show."""
+    """What a client of Redis trusts and, on a queue host, what Redis and Sentinel show; the same of the others."""
     found: Values = {}
     uses_redis = "APPLIANCE_REDIS_CA" in host.redis_environment and host.exporter
-    if uses_redis or (host.metrics and host.metrics.trusts_own_authority) or (host.dashboards and host.dashboards.tls):
+    own = (
+        host.shipper
+        or (host.metrics and host.metrics.trusts_own_authority)
+        or (host.dashboards and host.dashboards.tls)
+    )
+    if uses_redis or own:
         found["ca.crt"] = _given(values, "ca.crt")
     if host.queue and host.queue.tls:
         found |= {f"redis.{kind}": _given(values, f"redis-{host.name}.{kind}") for kind in ("crt", "key")}
     if host.monitored and host.publish:
         found |= {f"monitoring.{kind}": _given(values, f"{MONITORING}{host.name}.{kind}") for kind in ("crt", "key")}
+    if host.shipper:
+        found |= {f"logs.{kind}": _given(values, f"{LOGS}{host.name}.{kind}") for kind in ("crt", "key")}
     return found
 
 
@@ -239,6 +260,17 @@ def monitoring_names(plan: Plan) -> dict[str, tuple[str, ...]]:
     """Monitored host → what Prometheus, Alertmanager and the node-exporter there are called; empty without TLS."""
     services = ("prometheus", "alertmanager", "node-exporter", "localhost", "127.0.0.1")
     return {host.name: (host.name, host.address, *services) for host in plan.hosts if host.monitored and host.publish}
+
+
+def logs_names(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Host → what stands in the certificate that its Filebeat shows, and its Logstash and Elasticsearch where it has
+    them. These speak TLS on a single host, too: Elasticsearch wants it for its keys."""
+    services = ("elasticsearch", "logstash", "localhost", "127.0.0.1")
+    return {
+        host.name: (host.name, host.address, *(services if host.log_store else ()))
+        for host in plan.hosts
+        if host.shipper
+    }
 
 
 def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[str, set[str]]:

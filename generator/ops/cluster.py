@@ -28,7 +28,8 @@ SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o Serv
 ONE_SHOT = "appliance.one-shot"
 """Label of the services that end by themselves; any other that has ended, even with 0, is missed."""
 VENDOR_PROFILE = "vendor"
-"""Of the services whose images are not ours, and of what is there for them alone."""
+"""Of all services whose images are not ours, and of what is there for them alone; each has another one of its own, as
+`HostPlan.vendor_images` has them."""
 COPY_SECONDS = 120.0
 PS_SECONDS = 30.0
 STARTS_SECONDS = 60.0
@@ -51,9 +52,10 @@ class Place:
     def remote_folder(self) -> str:
         return f"{REMOTE_FOLDER}/{self.project}/{self.host.name}"
 
-    def compose(self, *args: str, vendor: bool = True) -> list[str]:
-        """The argument list of `docker compose ARGS` there; without `vendor` it sees nothing of a vendor's images."""
-        profile = ("--profile", VENDOR_PROFILE) if vendor and self.host.vendor_images else ()
+    def compose(self, *args: str, vendors: Collection[str] = (VENDOR_PROFILE,)) -> list[str]:
+        """The argument list of `docker compose ARGS` there; of vendors' images it sees those of the profiles only."""
+        profiles = vendors if self.host.vendor_images else ()
+        profile = [word for name in profiles for word in ("--profile", name)]
         if not self.ssh:
             return ["docker", "compose", "--project-directory", str(self.folder), *self._files(), *profile, *args]
         command = ["docker", "compose", "--project-directory", self.remote_folder, *profile, *args]
@@ -144,13 +146,15 @@ def up(
         with progress.task(f"up {place.host.name}") as task:
             task.update("copying")
             bring(place)
-            vendor = _fetch_vendor_images(place, progress, task.update)
-            stale = _mounting(place, (replaced or {}).get(place.host.name, ()), vendor=vendor)
+            vendors = _fetch_vendor_images(place, progress, task.update)
+            stale, ended = _mounting(place, (replaced or {}).get(place.host.name, ()), vendors)
+            if ended:  # the `up` below makes them anew; alone they could not be waited for
+                _compose(place, ["rm", "--stop", "--force", *ended], task.update, WAIT_SECONDS, vendors)
             if stale and not recreate:
                 task.update(f"renewing {', '.join(stale)}")
                 renewal = ["up", *options, "--force-recreate", "--no-deps", *stale]
-                _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS, vendor=vendor)
-            _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS, vendor=vendor)
+                _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
+            _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
             task.finish("healthy")
 
 
@@ -168,8 +172,9 @@ def replace_services(place: Place, services: Sequence[str], on_line: Callable[[s
     bring(place)
     only = ["--no-deps", *services] if services else ["--remove-orphans"]
     args = ["up", "--detach", "--wait", "--wait-timeout", str(seconds), *only]
+    command = place.compose(*args, vendors=() if services else _vendors_there(place))
     try:
-        for line in processes.stream(place.compose(*args), timeout=seconds + place.stop_grace_seconds + STARTS_SECONDS):
+        for line in processes.stream(command, timeout=seconds + place.stop_grace_seconds + STARTS_SECONDS):
             on_line(line.strip())
     except ToolError as error:
         raise Unhealthy(f"{error}\n{last_lines(place, services)}") from error
@@ -193,11 +198,29 @@ def restarts(place: Place, services: Sequence[str]) -> int:
     return sum(int(count) for count in counts.split())
 
 
-def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[str], None]) -> bool:
-    """Whether they are there, or could be pulled. The host's own services must not wait for somebody's registry."""
-    images = place.host.vendor_images
-    if not images:
-        return False
+def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[str], None]) -> list[str]:
+    """The profiles whose images are there, or could be pulled. The host's own services must not wait for somebody's
+    registry."""
+    profiles = place.host.vendor_images
+    there = [name for name in profiles if _could_fetch(place, profiles[name], progress, on_line)]
+    return [VENDOR_PROFILE] if there and len(there) == len(profiles) else there
+
+
+def _vendors_there(place: Place) -> list[str]:
+    """The profiles whose images need not be pulled."""
+
+    def is_there(image: str) -> bool:
+        try:
+            processes.run(place.docker("image", "inspect", "--format", "{{.Id}}", image), timeout=PS_SECONDS)
+        except ToolError:
+            return False
+        return True
+
+    profiles = place.host.vendor_images
+    return [name for name in profiles if all(is_there(image) for image in profiles[name].values())]
+
+
+def _could_fetch(place: Place, images: Mapping[str, str], progress: Progress, on_line: Callable[[str], None]) -> bool:
     try:
         # Pulls what is missing, and only that; in a step of its own, or one image would keep all services down.
         for line in processes.stream(place.compose("create", *images), timeout=PULL_SECONDS):
@@ -212,17 +235,17 @@ def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[st
     return True
 
 
-def _mounting(place: Place, secrets: Collection[str], *, vendor: bool) -> list[str]:
-    """The services that mount one of these secret files. A mount keeps the file that a rename has replaced."""
-    if not secrets:
-        return []
-    services = yaml.safe_load((place.folder / "compose.yaml").read_bytes())["services"]
-    return [
-        name
-        for name, service in services.items()
-        if (vendor or "profiles" not in service)
-        and any((one["source"] if isinstance(one, dict) else one) in secrets for one in service.get("secrets", ()))
-    ]
+def _mounting(place: Place, secrets: Collection[str], vendors: Collection[str]) -> tuple[list[str], list[str]]:
+    """The services that mount one of these secret files; the one-shots among them apart. A mount keeps the file that a
+    rename has replaced."""
+    found: tuple[list[str], list[str]] = ([], [])
+    services = yaml.safe_load((place.folder / "compose.yaml").read_bytes())["services"] if secrets else {}
+    for name, service in services.items():
+        wanted = "profiles" not in service or set(vendors) & set(service["profiles"])
+        mounted = {one["source"] if isinstance(one, dict) else one for one in service.get("secrets", ())}
+        if wanted and mounted & set(secrets):
+            found[ONE_SHOT in service["labels"]].append(name)
+    return found
 
 
 def renew(targets: Sequence[Place], progress: Progress) -> list[str]:
@@ -249,11 +272,15 @@ def down(targets: Sequence[Place], progress: Progress, *, volumes: bool) -> None
 
 
 def _compose(
-    place: Place, args: Sequence[str], on_line: Callable[[str], None], seconds: float, *, vendor: bool = True
+    place: Place,
+    args: Sequence[str],
+    on_line: Callable[[str], None],
+    seconds: float,
+    vendors: Collection[str] = (VENDOR_PROFILE,),
 ) -> None:
     """`seconds` for the work itself; running jobs are given their time to end on top."""
     try:
-        for line in processes.stream(place.compose(*args, vendor=vendor), timeout=seconds + place.stop_grace_seconds):
+        for line in processes.stream(place.compose(*args, vendors=vendors), timeout=seconds + place.stop_grace_seconds):
             if line.strip():
                 on_line(line.strip())
     except ToolError as error:

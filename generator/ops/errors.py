@@ -13,11 +13,13 @@ from rich.table import Column, Table
 from generator.console import plain
 from generator.ops.client import Client
 from generator.ops.cluster import Place
+from generator.ops.evidence import Evidence
 from generator.ops.status import ask_gateways
 
 ANSWER_SECONDS = 60.0
 """The api takes up to half of that to compare a hundred thousand jobs."""
 MOST_GPUS = 3
+NOTHING = Evidence({})
 LINE_CHARS = 400
 
 
@@ -47,12 +49,14 @@ def table(answer: Mapping[str, Any]) -> Table:
     return rows
 
 
-def findings(answer: Mapping[str, Any]) -> Iterator[str]:
+def findings(answer: Mapping[str, Any], evidence: Evidence = NOTHING) -> Iterator[str]:
     """Lines for each kind of failure: what was found, and what to do."""
     for kind in answer["kinds"]:
         yield ""
         yield plain(f"{kind['fingerprint']} {kind['reason']}: {_what(kind)}", LINE_CHARS)
         yield plain(f"  example: job {kind['example_job']}: {kind['example_message'] or '(no message)'}", LINE_CHARS)
+        for line in evidence.of(kind):
+            yield plain(f"  its log: {line.host}/{line.service}: {line.level}: {line.message}", LINE_CHARS)
         yield plain(f"  in common: {kind['verdict']}", 2 * LINE_CHARS)
         if kind["suggestion"]:
             yield plain(f"  to do: {kind['suggestion']}", LINE_CHARS)

@@ -77,8 +77,10 @@ def status(places: Sequence[Place], key: str | None, authority: Path | None = No
 def missing(place: Place, there: Sequence[ServiceStatus]) -> list[ServiceStatus]:
     """What was rendered for a host and has no container: never started, removed, or new since the last `up`."""
     rendered = yaml.safe_load((place.folder / COMPOSE_FILE).read_bytes()) or {}
-    names = rendered.get("services", {}).keys() - {one.service for one in there}
-    return [ServiceStatus(place.host.name, name, "missing", "", 0, "run `up`") for name in sorted(names)]
+    services = rendered.get("services", {})
+    names = services.keys() - {one.service for one in there}
+    told = {name: "run `up`" + (", which says why" if "profiles" in services[name] else "") for name in names}
+    return [ServiceStatus(place.host.name, name, "missing", "", 0, told[name]) for name in sorted(names)]
 
 
 def parse_ps(host: str, listing: str) -> list[ServiceStatus]:

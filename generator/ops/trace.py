@@ -18,7 +18,8 @@ from generator.console import plain
 from generator.errors import GeneratorError, Unhealthy, UserError
 from generator.ops.client import Client
 from generator.ops.cluster import Place
-from generator.ops.log_source import LogLine, LogSource
+from generator.ops.log_line import LogLine
+from generator.ops.log_source import LogSource
 from generator.ops.status import ask_gateways
 from generator.progress import Progress
 
@@ -73,7 +74,7 @@ def trace(
             task.update(source.name, number, len(sources))
             entries += [_of_line(line) for line in lines]
             missing += [wrong] if wrong else []
-        task.finish(f"{sum('/' in entry.source for entry in entries)} lines of {len(sources)} hosts")
+        task.finish(f"{sum('/' in entry.source for entry in entries)} lines of {len(places)} hosts")
     entries.sort(key=lambda entry: entry.at)
     return Trace(job_id, tuple(entries), tuple(missing), told)
 

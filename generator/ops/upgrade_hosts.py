@@ -114,8 +114,9 @@ def fetch_images(site: Site, progress: Progress) -> None:
 
 
 def images_of(files: Mapping[str, bytes]) -> list[str]:
+    """All that a host cannot do without; what has a profile is a vendor's."""
     services = yaml.safe_load(files["compose.yaml"])["services"]
-    return sorted({service["image"] for service in services.values()})
+    return sorted({service["image"] for service in services.values() if "profiles" not in service})
 
 
 def _is_there(place: Place, image: str) -> bool:

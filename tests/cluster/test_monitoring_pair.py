@@ -20,7 +20,7 @@ from generator.docker import Container, Engine
 from generator.plan import plan
 from generator.planned import Plan
 from generator.render import render
-from generator.secrets import Store, Values, lay_out, monitoring_names, redis_names
+from generator.secrets import Store, Values, lay_out, logs_names, monitoring_names, redis_names
 from generator.sources import read_sources
 from tests.cluster.hosts import HostMachine, from_outside, machines
 from tests.unit.generator.clusters import monitored
@@ -89,7 +89,7 @@ def pair(engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactory) 
     the_plan = plan(cluster)
     tree.write(folder / "out", render(the_plan, read_sources()))
     store = Store(folder / "store")
-    names = {"redis": redis_names(the_plan), "monitoring": monitoring_names(the_plan)}
+    names = {"redis": redis_names(the_plan), "monitoring": monitoring_names(the_plan), "logs": logs_names(the_plan)}
     store.create_missing(tuple(host.address for host in the_plan.hosts), tls=True, **names)
     lay_out(the_plan, folder / "out", store.read())
     for host in the_plan.hosts:

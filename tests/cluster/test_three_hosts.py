@@ -28,7 +28,7 @@ from generator.plan import plan
 from generator.planned import Plan
 from generator.progress import Progress
 from generator.render import render
-from generator.secrets import Store, lay_out, monitoring_names, redis_names
+from generator.secrets import Store, lay_out, logs_names, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
 from tests.cluster.hosts import HostMachine, from_outside, machines, ssh_server
 from tests.integration.stack import step, submit
@@ -116,7 +116,9 @@ def _render(folder: Path, tag: str) -> tuple[Plan, Store]:
     tree.write(folder / "out", render(the_plan, read_sources()))
     store = Store(folder / "store")
     names = tuple(host.address for host in the_plan.hosts)
-    store.create_missing(names, tls=True, redis=redis_names(the_plan), monitoring=monitoring_names(the_plan))
+    store.create_missing(
+        names, tls=True, redis=redis_names(the_plan), monitoring=monitoring_names(the_plan), logs=logs_names(the_plan)
+    )
     lay_out(the_plan, folder / "out", store.read())
     # The stand-in image has one engine; everything else of the rendered file stays as it is.
     for host in the_plan.hosts:

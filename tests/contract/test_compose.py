@@ -9,13 +9,14 @@ import pytest
 from generator import tree
 from generator.docker import Engine
 from generator.load import load
+from generator.model import Cluster
 from generator.ops import cluster
 from generator.plan import plan
 from generator.progress import Mode, Progress
 from generator.render import render
-from generator.secrets import Store, lay_out, monitoring_names, redis_names
+from generator.secrets import Store, lay_out, logs_names, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
-from tests.unit.generator.clusters import one_host, three_hosts, with_dashboards
+from tests.unit.generator.clusters import logged, logged_alone, one_host, three_hosts, with_dashboards
 
 pytestmark = pytest.mark.docker
 
@@ -25,7 +26,13 @@ def test_compose_accepts_every_rendered_folder(engine: Engine, tmp_path: Path, f
     the_plan = plan(load(ROOT / "config" / file).cluster)
     tree.write(tmp_path, render(the_plan, read_sources()))
     store = Store(tmp_path / "store")
-    store.create_missing(("localhost",), tls=True, redis=redis_names(the_plan), monitoring=monitoring_names(the_plan))
+    store.create_missing(
+        ("localhost",),
+        tls=True,
+        redis=redis_names(the_plan),
+        monitoring=monitoring_names(the_plan),
+        logs=logs_names(the_plan),
+    )
     lay_out(the_plan, tmp_path, store.read())
     folders = sorted(path.parent for path in tmp_path.glob("*/compose.yaml"))
     assert len(folders) == hosts
@@ -62,6 +69,18 @@ def test_compose_accepts_a_foreign_a1111(engine: Engine, tmp_path: Path, webui: 
         assert engine.compose(folder, "config", "-q") == ""
 
 
+@pytest.mark.parametrize("one", [logged(), logged_alone()], ids=["three hosts", "one host"])
+def test_compose_accepts_hosts_that_ship_and_keep_lines(engine: Engine, tmp_path: Path, one: Cluster) -> None:
+    tree.write(tmp_path, render(plan(one), read_sources()))
+    for name, host in plan(one).by_name.items():
+        without = engine.compose(tmp_path / name, "config", "--services").split()
+        alone = engine.compose(tmp_path / name, "--profile", "filebeat", "config", "--services").split()
+        every = engine.compose(tmp_path / name, "--profile", "vendor", "config", "--services").split()
+        kept = {"elasticsearch", "elasticsearch-setup", "logstash"} if host.log_store else set()
+        assert set(alone) - set(without) == {"filebeat"}
+        assert set(every) - set(alone) == kept
+
+
 def test_compose_accepts_a_host_with_grafana(engine: Engine, tmp_path: Path) -> None:
     tree.write(tmp_path, render(plan(with_dashboards()), read_sources()))
     assert "grafana" not in engine.compose(tmp_path / "gpu-02", "config", "--services")
@@ -85,7 +104,8 @@ def test_a_vendor_s_image_that_cannot_be_had_is_left_out(
     lay_out(the_plan, tmp_path, store.read())
     (place,) = cluster.places(the_plan, tmp_path)
     try:
-        assert cluster._fetch_vendor_images(place, Progress(Mode.QUIET), lambda _: None) is there
+        fetched = cluster._fetch_vendor_images(place, Progress(Mode.QUIET), lambda _: None)
+        assert fetched == ([cluster.VENDOR_PROFILE] if there else [])
         assert [one.service for one in engine.containers("adha-vendor")] == (["grafana"] if there else [])
     finally:
         engine.compose(place.folder, "--profile", "vendor", "down", "--volumes")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from generator.sources import ROOT
+from tests.contract.typescript import compiled, installed
 
-VERSIONS = ("@grafana/schema@11.6.0", "typescript@5.8.3")
+SCHEMA = "@grafana/schema@11.6.0"
 DASHBOARDS = sorted((ROOT / "config/grafana/dashboards").glob("*.json"))
 RAW = "@grafana/schema/dist/esm/raw"
 PANELS = {
@@ -28,36 +26,11 @@ PLAIN = """
 type Plain<T> = T extends string ? `${T}` : T extends number | boolean | null | undefined ? T
   : T extends (infer U)[] ? Plain<U>[] : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;
 """
-SETTINGS = {
-    "compilerOptions": {
-        **{"strict": True, "noEmit": True, "skipLibCheck": True, "target": "es2022", "module": "esnext"},
-        "moduleResolution": "node10",
-    },
-    "files": ["check.ts"],
-}
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("NOT CHECKED: the dashboards against Grafana's types, for there is no npm on this machine")
-    folder = tmp_path_factory.mktemp("tsc")
-    (folder / "package.json").write_text("{}")
-    words = ["install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1", *VERSIONS]
-    done = subprocess.run([npm, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"NOT CHECKED: the dashboards against Grafana's types, for npm gets nothing: {done.stderr[-300:]}")
-    (folder / "tsconfig.json").write_text(json.dumps(SETTINGS))
-    return folder
-
-
-def compiled(project: Path, lines: list[str]) -> str:
-    """What the compiler says; nothing when it is content."""
-    (project / "check.ts").write_text("\n".join(lines))
-    argv = [str(project / "node_modules/.bin/tsc"), "--pretty", "false", "-p", "."]
-    done = subprocess.run(argv, cwd=project, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
-    return done.stdout + done.stderr
+    return installed(tmp_path_factory.mktemp("tsc"), [SCHEMA], "the dashboards against Grafana's types")
 
 
 def head() -> list[str]:

@@ -17,7 +17,7 @@ from generator.model import Cluster
 from generator.plan import plan
 from generator.planned import Plan
 from generator.render import render
-from generator.secrets import Store, lay_out, monitoring_names, redis_names
+from generator.secrets import Store, lay_out, logs_names, monitoring_names, redis_names
 from generator.sources import read_sources
 from tests.unit.generator.clusters import monitored, monitored_alone
 
@@ -77,7 +77,7 @@ def rendered(tag: str, folder: Path, one: Cluster) -> Rendered:
     the_plan = plan(one)
     tree.write(folder, render(the_plan, read_sources()))
     store = Store(folder / "store")
-    names = {"redis": redis_names(the_plan), "monitoring": monitoring_names(the_plan)}
+    names = {"redis": redis_names(the_plan), "monitoring": monitoring_names(the_plan), "logs": logs_names(the_plan)}
     store.create_missing(("localhost",), tls=True, **names)
     lay_out(the_plan, folder, store.read())
     return Rendered(tag, folder / the_plan.hosts[0].name, the_plan)

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser("controller", help="probes the nodes and tells the gateway who gets traffic")
     verbs.add_parser("exporter", help="one per host: its GPUs, jobs and gateway, for Prometheus")
     verbs.add_parser("relay", help="tells group robots (DingTalk, WeCom) of alerts")
+    verbs.add_parser("elasticsearch-setup", help="once before Logstash: template, lifecycle and its key")
     init = verbs.add_parser("storage-init", help="verify the two volumes; with --create, prepare them")
     init.add_argument("--create", action="store_true", help="make folders and marker files, owned by 10001:10001")
     health = verbs.add_parser("healthcheck", help="exit 0 when alive, 1 otherwise, within 2 s")
@@ -85,6 +86,11 @@ def run_service(verb: str, environment: Mapping[str, str]) -> int:
         from appliance.relay.settings import read_relay_settings
 
         return run_relay(read_relay_settings(environment))
+    if verb == "elasticsearch-setup":
+        from appliance.log_store.settings import read_setup_settings
+        from appliance.log_store.setup import run as run_setup
+
+        return run_setup(read_setup_settings(environment))
     from appliance.controller.main import run as run_controller
 
     run_controller()

@@ -14,7 +14,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"], {})
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("api", "agent", "controller", "relay", "storage-init", "healthcheck"):
+    for verb in ("api", "agent", "controller", "relay", "elasticsearch-setup", "storage-init", "healthcheck"):
         assert verb in text
 
 

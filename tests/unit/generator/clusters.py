@@ -61,6 +61,20 @@ def monitored_alone(**changes: Any) -> Cluster:
     return one_host(hosts={"demo": {"address": "127.0.0.1", "roles": roles, "cpu_workers": 2}}, **changes)
 
 
+def logged(**changes: Any) -> Cluster:
+    """As `monitored`; the third host keeps the lines of all."""
+    hosts = monitored().model_dump(mode="json")["hosts"]
+    hosts["gpu-03"]["roles"].append("logs")
+    return monitored(**{"hosts": hosts, "logs": {"driver": "elastic"}, **changes})
+
+
+def logged_alone(**changes: Any) -> Cluster:
+    """One host that does everything, without monitoring."""
+    roles = ["gateway", "control", "queue", "worker", "logs"]
+    hosts = {"demo": {"address": "127.0.0.1", "roles": roles, "cpu_workers": 2}}
+    return one_host(**{"hosts": hosts, "logs": {"driver": "elastic"}, **changes})
+
+
 def cluster(**changes: Any) -> Cluster:
     raw: dict[str, Any] = {
         "name": "studio",

@@ -530,6 +530,11 @@ CASES: list[tuple[str, list[Change], str]] = [
         [put("monitoring.gateway_ca", "/etc/video/ca.crt")],
         "monitoring.gateway_ca: /etc/video/ca.crt: is not used with gateway.tls.mode self-signed; remove it",
     ),
+    (
+        "unused_log_settings",
+        [put("logs", {"driver": "none", "memory_gib": 4}), put("hosts.c.roles", ["queue", "worker"])],
+        "logs.memory_gib: 4: is not used with driver none; remove it, or write driver: elastic",
+    ),
 ]
 
 

@@ -8,9 +8,12 @@ import pytest
 from generator.docker import parse_container
 from generator.errors import ToolError, UserError
 from generator.ops import cluster
+from generator.ops.upgrade_hosts import images_of
 from generator.plan import plan
 from generator.progress import Mode, Progress
-from tests.unit.generator.clusters import one_host, three_hosts, with_dashboards
+from generator.render import render
+from generator.sources import read_sources
+from tests.unit.generator.clusters import logged, one_host, three_hosts, with_dashboards
 
 
 def rendered(out: Path, *hosts: str) -> Path:
@@ -131,3 +134,80 @@ def test_a_host_runs_without_a_vendor_s_image_that_cannot_be_had(
         "gpu-02 runs without grafana: grafana/grafana:11.6.0 is not on gpu-02 and cannot be pulled (dial tcp: no such"
     )
     assert (told in said) != can_be_pulled
+
+
+def logs_host(tmp_path: Path) -> cluster.Place:
+    (place,) = cluster.places(plan(logged()), rendered(tmp_path, "gpu-03"), only="gpu-03", ssh="ssh")
+    (place.folder / "secrets").mkdir()
+    return place
+
+
+def told(command: list[str]) -> str:
+    """What docker compose is told on the other machine."""
+    return command[-1].rpartition("/gpu-03 ")[2]
+
+
+def test_of_two_vendors_one_may_be_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, commands = logs_host(tmp_path), []
+
+    def stream(argv: list[str], **_: object) -> list[str]:
+        commands.append(told(argv))
+        if argv[-1].endswith("create elasticsearch logstash"):
+            raise ToolError(argv, 18, "dial tcp: no such host")
+        return []
+
+    monkeypatch.setattr(cluster.processes, "stream", stream)
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    cluster.up([place], Progress(Mode.PLAIN))
+    assert commands[-1] == "--profile filebeat up --detach --wait --wait-timeout 600 --remove-orphans"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "gpu-03 runs without elasticsearch, logstash: elastic/elasticsearch:9.2.1, elastic/logstash:9.2.1 is" in said
+    assert "without filebeat" not in said
+
+
+@pytest.mark.parametrize("lacking", ["", "filebeat", "logstash"])
+def test_an_upgrade_of_a_host_starts_no_vendor_s_image_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """It must not fail where the host has never had it, nor pull within the time that services have to start."""
+    place, commands = logs_host(tmp_path), []
+
+    def run(argv: list[str], **_: object) -> str:
+        if lacking and "image inspect" in argv[-1] and f"/{lacking}:" in argv[-1]:
+            raise ToolError(argv, 1, "No such image")
+        return ""
+
+    monkeypatch.setattr(cluster.processes, "run", run)
+    monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
+    cluster.replace_services(place, (), lambda _: None, seconds=9)
+    profiles = [name for name in ("filebeat", "elasticsearch") if lacking not in place.host.vendor_images[name]]
+    words = "".join(f"--profile {name} " for name in profiles)
+    assert commands == [f"{words}up --detach --wait --wait-timeout 9 --remove-orphans"]
+
+
+def test_what_mounts_a_replaced_secret_is_made_anew_and_one_shots_are_not_waited_for_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up --wait` takes a one-shot that ends, with nobody who waits for it, for a failure."""
+    place, commands = logs_host(tmp_path), []
+    (files,) = (files for name, files in render(plan(logged()), read_sources()) if name == "gpu-03")
+    (place.folder / "compose.yaml").write_bytes(files["compose.yaml"])
+    monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    secrets = {"gpu-03": {"logs_setup_password", "elasticsearch_users"}}
+    cluster.up([place], Progress(Mode.QUIET), replaced=secrets)
+    options = "--detach --wait --wait-timeout 600 --remove-orphans"
+    assert commands[2:] == [
+        "--profile vendor rm --stop --force elasticsearch-setup",
+        f"--profile vendor up {options} --force-recreate --no-deps elasticsearch",
+        f"--profile vendor up {options}",
+    ]
+
+
+def test_an_upgrade_needs_no_image_that_a_host_can_do_without() -> None:
+    (files,) = (files for name, files in render(plan(logged()), read_sources()) if name == "gpu-03")
+    images = images_of(files)
+    assert "animatediff-ha/services:0.1.0" in images
+    assert not [image for image in images if image.startswith("elastic/")]

@@ -7,7 +7,7 @@ import pytest
 from generator.model import LETS_ENCRYPT
 from generator.plan import TLS_FOLDER, plan
 from generator.planned import AcmePlan, CertificatePlan
-from tests.unit.generator.clusters import cluster, gpu, one_host, three_hosts
+from tests.unit.generator.clusters import cluster, gpu, one_host, three_hosts, with_dashboards
 
 
 def test_every_gpu_is_its_own_pair() -> None:
@@ -150,9 +150,9 @@ def test_storage_drivers() -> None:
 
 
 def test_what_is_not_rendered_is_told() -> None:
-    asked = three_hosts(gateway={"vip": "192.168.1.100"}, logs={"driver": "elastic"})
-    assert [notice.split(" ")[0] for notice in plan(asked).notices] == ["logs.driver"]
-    assert plan(three_hosts()).notices == ()
+    asked = with_dashboards(monitoring={"grafana_image": None})
+    assert [notice.split(" ")[1] for notice in plan(asked).notices] == ["dashboards:"]
+    assert plan(with_dashboards()).notices == ()
 
 
 def test_every_gateway_host_may_hold_the_virtual_address() -> None:

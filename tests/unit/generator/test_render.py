@@ -11,7 +11,16 @@ from generator.model import Cluster
 from generator.plan import plan
 from generator.render import HASH_LABEL, RenderError, Sources, render
 from generator.sources import read_sources
-from tests.unit.generator.clusters import gpu, monitored, monitored_alone, one_host, three_hosts, with_dashboards
+from tests.unit.generator.clusters import (
+    gpu,
+    logged,
+    logged_alone,
+    monitored,
+    monitored_alone,
+    one_host,
+    three_hosts,
+    with_dashboards,
+)
 
 SOURCES = read_sources()
 EXCEPTIONS: dict[str, dict[str, str]] = {
@@ -20,6 +29,12 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "cap_add": "NET_ADMIN for that, NET_RAW for VRRP and ARP, SETUID and SETGID to run its check as another user",
         "network_mode": "the address is the host's",
     },
+    "filebeat": {
+        "user": "Docker's log folders are root's, and list their files to root alone",
+        "cap_add": "DAC_READ_SEARCH, to read there; without it even root could not, and nothing else is left to it",
+    },
+    "elasticsearch": {"user": "our uid in group 0, which owns what its image writes to"},
+    "logstash": {"user": "our uid in group 0, which owns what its image writes to"},
     "node-exporter": {"network_mode": "tells of the host's own network, which a container does not see"},
 }
 """Service → key → reason, for every service that may not be as hardened as the rest."""
@@ -85,16 +100,23 @@ def test_an_exporter_of_a_host_without_gpus_asks_for_none() -> None:
         (monitored(), "gpu-01"),
         (monitored_alone(), "demo"),
         (with_dashboards(), "gpu-02"),
+        (logged(), "gpu-03"),
+        (logged_alone(), "demo"),
     ],
 )
 def test_every_service_is_hardened(cluster: Cluster, host: str) -> None:
+    shipped = (
+        {"labels": "com.docker.compose.project,com.docker.compose.service"}
+        if cluster.logs.driver.value != "none"
+        else {}
+    )
     expected = {
         "user": "10001:10001",
         "init": True,
         "read_only": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}},
+        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5", **shipped}},
     }
     for name, service in compose(cluster, host)["services"].items():
         for key, value in expected.items():
@@ -127,11 +149,12 @@ def test_the_virtual_address_is_held_beside_every_gateway() -> None:
 
 
 def test_only_the_gateway_is_public() -> None:
-    for cluster in (three_hosts(), monitored(), with_dashboards()):
-        for name, service in compose(cluster, "gpu-02")["services"].items():
-            for port in service.get("ports", ()):
-                assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else "192.168.1.11"), name
-    for cluster in (one_host(), monitored_alone()):
+    for cluster in (three_hosts(), monitored(), with_dashboards(), logged()):
+        for number in (2, 3):
+            for name, service in compose(cluster, f"gpu-0{number}")["services"].items():
+                for port in service.get("ports", ()):
+                    assert port["host_ip"] == ("0.0.0.0" if name == "gateway" else f"192.168.1.{9 + number}"), name
+    for cluster in (one_host(), monitored_alone(), logged_alone()):
         published = {name for name, service in compose(cluster, "demo")["services"].items() if "ports" in service}
         assert published == {"gateway"}
 
@@ -155,12 +178,48 @@ def test_grafana_is_reached_through_its_guard_alone_and_can_be_left_out() -> Non
         False,
     )
     assert (guard["ports"][0]["published"], guard["ports"][0]["target"]) == ("3000", 8080)
-    assert grafana["profiles"] == guard["profiles"] == ["vendor"]
+    assert grafana["profiles"] == guard["profiles"] == ["vendor", "grafana"]
     assert guard["secrets"] == ["cluster_token"]
     others = [name for name, service in services.items() if "profiles" in service]
     assert others == ["grafana", "guard"], "nothing else waits for a vendor's image"
     assert not [name for name, service in services.items() if {"grafana", "guard"} & set(service.get("depends_on", ()))]
     assert "grafana" not in compose(monitored(), "gpu-02")["services"]
+
+
+def test_every_host_ships_its_lines_and_one_keeps_them() -> None:
+    for host in ("gpu-01", "gpu-02", "gpu-03"):
+        services = compose(logged(), host)["services"]
+        kept = {"elasticsearch", "elasticsearch-setup", "logstash"}
+        assert set(services) & {"filebeat", *kept} == {"filebeat", *(kept if host == "gpu-03" else ())}
+        assert services["filebeat"]["cap_add"] == ["DAC_READ_SEARCH"]
+        assert {volume["target"]: volume.get("read_only") for volume in services["filebeat"]["volumes"]} == {
+            "/usr/share/filebeat/data": None, "/etc/appliance-filebeat": True, "/var/lib/docker/containers": True
+        }  # fmt: skip
+    ports = {name: [port["published"] for port in one.get("ports", ())] for name, one in services.items()}
+    assert (ports["elasticsearch"], ports["logstash"], ports["elasticsearch-setup"]) == (["9200"], ["5044"], [])
+    assert services["logstash"]["depends_on"] == {
+        "elasticsearch-setup": {"condition": "service_completed_successfully"}
+    }
+    assert {"filebeat", "elasticsearch"}.isdisjoint(compose(monitored(), "gpu-03")["services"])
+
+
+def test_what_needs_a_vendor_s_image_can_be_left_out_alone() -> None:
+    """Of one vendor's product the others must not depend: each has a profile of its own."""
+    services = compose(logged(), "gpu-03")["services"]
+    profiles = {name: service["profiles"] for name, service in services.items() if "profiles" in service}
+    both = ["vendor", "elasticsearch"]
+    assert profiles == {
+        "filebeat": ["vendor", "filebeat"], "elasticsearch": both, "elasticsearch-setup": both, "logstash": both
+    }  # fmt: skip
+    for name, service in services.items():
+        for other in service.get("depends_on", ()):
+            assert set(profiles.get(other, ())) <= set(profiles.get(name, ())), f"{name} waits for {other}"
+
+
+def test_an_elasticsearch_gets_half_of_its_memory_as_heap() -> None:
+    service = compose(logged_alone(logs={"driver": "elastic", "memory_gib": 4}), "demo")["services"]["elasticsearch"]
+    assert service["deploy"]["resources"]["limits"]["memory"] == "4096m"
+    assert service["environment"]["ES_JAVA_OPTS"].startswith("-Xms2048m -Xmx2048m ")
 
 
 def test_no_secret_in_environment_or_labels() -> None:

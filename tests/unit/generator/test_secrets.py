@@ -8,15 +8,25 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import bcrypt
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from generator import certificates
 from generator.errors import UserError
 from generator.plan import plan
-from generator.secrets import PLAIN, Store, for_host, lay_out, monitoring_names, redis_names
-from tests.unit.generator.clusters import monitored, monitored_alone, one_host, three_hosts, with_dashboards
+from generator.secrets import PLAIN, Store, for_host, lay_out, logs_names, monitoring_names, redis_names
+from tests.unit.generator.clusters import (
+    logged,
+    logged_alone,
+    monitored,
+    monitored_alone,
+    one_host,
+    three_hosts,
+    with_dashboards,
+)
 
 UID = 10001 if os.geteuid() == 0 else os.geteuid()
 """Only root may give a file away."""
@@ -31,7 +41,8 @@ def store(folder: Path, *, tls: bool = True) -> Store:
 
 def host_names() -> dict[str, dict[str, tuple[str, ...]]]:
     """Of the certificates of three hosts."""
-    return {"redis": redis_names(plan(three_hosts())), "monitoring": monitoring_names(plan(monitored()))}
+    return {"redis": redis_names(plan(three_hosts())), "monitoring": monitoring_names(plan(monitored())),
+            "logs": logs_names(plan(logged())) | logs_names(plan(logged_alone()))}  # fmt: skip
 
 
 def test_made_once_and_private(tmp_path: Path) -> None:
@@ -71,7 +82,15 @@ def test_every_secret_a_service_mounts_exists(tmp_path: Path) -> None:
     from generator.sources import read_sources
 
     values = store(tmp_path).read()
-    for cluster in (one_host(), three_hosts(), monitored(), monitored_alone(), with_dashboards()):
+    for cluster in (
+        one_host(),
+        three_hosts(),
+        monitored(),
+        monitored_alone(),
+        with_dashboards(),
+        logged(),
+        logged_alone(),
+    ):
         the_plan = plan(cluster)
         for name, files in render(the_plan, read_sources()):
             wanted = {f"./secrets/{secret}" for secret in for_host(the_plan.by_name[name], values)}
@@ -172,3 +191,33 @@ def test_another_authority_does_not_verify(tmp_path: Path) -> None:
     _, stranger = certificates.make_authority()
     with pytest.raises(InvalidSignature):
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(stranger))
+
+
+def test_who_keeps_lines_knows_hashes_and_who_ships_them_no_password_at_all(tmp_path: Path) -> None:
+    values, the_plan = store(tmp_path).read(), plan(logged())
+    shipper, keeper = (for_host(the_plan.by_name[name], values) for name in ("gpu-01", "gpu-03"))
+    assert {"ca.crt", "logs.crt", "logs.key"} <= shipper.keys()
+    assert not {"elasticsearch_users", "logs_setup_password"} & shipper.keys()
+    assert not [name for name in (*shipper, *keeper) if name == "logs_password"]
+    users = dict(line.split(":") for line in keeper["elasticsearch_users"].decode().splitlines())
+    assert bcrypt.checkpw(values["logs_password"], users["operator"].encode())
+    assert bcrypt.checkpw(values["logs_setup_password"], users["appliance_setup"].encode())
+    assert all(value.startswith("$2a$") for value in users.values()), "the name that Elasticsearch knows"
+    assert for_host(the_plan.by_name["gpu-03"], values) == keeper, "or each `up` would start it anew"
+
+
+def test_the_certificate_of_a_shipper_is_nobody_s_but_its_hosts(tmp_path: Path) -> None:
+    """With that of another host nobody can pass for Elasticsearch."""
+    values = store(tmp_path).read()
+
+    def of(host: str) -> x509.Certificate:
+        return x509.load_pem_x509_certificates(values[f"logs-{host}.crt"])[0]
+
+    def names(host: str) -> list[str]:
+        found = of(host).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return found.get_values_for_type(x509.DNSName)
+
+    assert names("gpu-01") == ["gpu-01"]
+    assert names("gpu-03") == ["gpu-03", "elasticsearch", "logstash", "localhost"]
+    usages = of("gpu-01").extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert ExtendedKeyUsageOID.CLIENT_AUTH in usages, "Logstash asks for one"

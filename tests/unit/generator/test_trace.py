@@ -12,7 +12,8 @@ from rich.console import Console
 from generator.errors import ToolError, Unhealthy, UserError
 from generator.ops import log_source
 from generator.ops.cluster import Place, places
-from generator.ops.log_source import ComposeLogs, LogLine, log_sources, parse_line
+from generator.ops.log_line import LogLine
+from generator.ops.log_source import ComposeLogs, log_sources, parse_line
 from generator.ops.trace import Trace, table, time_of, trace
 from generator.plan import plan
 from generator.progress import Mode, Progress

@@ -1,0 +1,1 @@
+"""Elasticsearch made ready for the lines of the cluster."""
