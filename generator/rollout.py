@@ -228,6 +228,8 @@ class Journal:
     """Hosts on which everything else has changed, too."""
     failure: str = ""
     """Why it goes back; empty while it goes forward."""
+    since: float = 0.0
+    """When its first worker was taken out of work, Unix time by the queue's clock; 0: none was yet."""
 
     def with_worker(self, worker: str) -> Journal:
         return self if worker in self.upgraded else replace(self, upgraded=(*self.upgraded, worker))
@@ -243,6 +245,9 @@ class Journal:
 
     def without_host(self, host: str) -> Journal:
         return replace(self, hosts=tuple(one for one in self.hosts if one != host))
+
+    def begun_at(self, moment: float) -> Journal:
+        return self if self.since else replace(self, since=moment)
 
     def going_back(self, reason: str) -> Journal:
         return replace(self, failure=self.failure or reason)
@@ -261,6 +266,7 @@ def journal_from(document: Mapping[str, Any]) -> Journal:
             tuple(str(stage) for stage in document["passed"]),
             tuple(str(host) for host in document["hosts"]),
             str(document["failure"]),
+            float(document["since"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the upgrade's journal is damaged ({error!r}); delete it and run `generator up`") from error

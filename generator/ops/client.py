@@ -15,6 +15,10 @@ import httpx
 from generator.errors import Unhealthy, UserError
 
 CHUNK_BYTES = 1 << 20
+NO_ANSWER = (502, 503, 504)
+DEAD_PAGE = 200
+LONGEST_WAIT_SECONDS = 86400.0
+"""From being sent to being given up."""
 
 
 class Client:
@@ -67,19 +71,37 @@ class Client:
             time.sleep(0.25)
 
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str) -> str:
-        """Submit and return the job's id. Sent again on a lost connection or a 503: the key makes that safe."""
+        """Submit and return the job's id. Sent again where no answer came, or a gateway's: the key makes that safe."""
         for attempt in range(10):
             try:
                 answer = self._http.post("/api/v1/jobs", json=request, headers={"Idempotency-Key": idempotency_key})
             except httpx.TransportError:
                 answer = None
-            if answer is not None and answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            if answer is not None and answer.status_code not in NO_ANSWER:
                 return str(_checked(answer)["id"])
             time.sleep(0.2 * (attempt + 1))
         raise Unhealthy(f"{self.url} took no job in ten tries; `python -m generator status` shows what is wrong")
 
     def job(self, job_id: str) -> dict[str, Any]:
         return _checked(self._http.get(f"/api/v1/jobs/{job_id}"))
+
+    def dead_jobs(self, since: float) -> list[dict[str, Any]]:
+        """Those that were given up at Unix time `since` or later, of all users; for operators."""
+        found: list[dict[str, Any]] = []
+        query: dict[str, Any] = {"state": "dead", "limit": DEAD_PAGE}
+        while True:
+            page = _checked(self._http.get("/api/v1/jobs", params=query))
+            found += [job for job in page["jobs"] if (job["finished_at"] or 0) >= since]
+            oldest = min((job["created_at"] for job in page["jobs"]), default=since)
+            if page["cursor"] is None or oldest < since - LONGEST_WAIT_SECONDS:
+                return found
+            query["cursor"] = page["cursor"]
+
+    def retry(self, job_id: str) -> None:
+        """A job that was given up runs again. One that does not wait for that, or is gone, is left as it is."""
+        answer = self._http.post(f"/api/v1/jobs/{job_id}/retry")
+        if answer.status_code not in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT):
+            _checked(answer)
 
     def trace(self, job_id: str) -> dict[str, Any]:
         return _checked(self._http.get(f"/api/v1/jobs/{job_id}/trace"))

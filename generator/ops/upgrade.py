@@ -6,7 +6,7 @@ Everything is written to the journal before it is done, so that an interrupted u
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from generator.ops.upgrade_hosts import (
     figures_of,
     replace_worker,
     restarts_of,
+    services_there,
     sick_of,
     write_journal,
     write_text,
@@ -32,6 +33,7 @@ from generator.rollout import Gate, Journal, Stage, Verdict, judge, stages
 POLL_SECONDS = 2.0
 READY_SECONDS = 120.0
 REASON = "upgrade"
+IN_TURN = ("controller", "redis", "sentinel", "api", "gateway")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Upgrade:
         site, few = self._site, len(self._all_workers()) == 1
         self._note(self._journal.with_worker(worker))
         self._empty(worker, force=few)
+        self._note(self._journal.begun_at(self._ordered_at(worker)))
         site.write(self._journal)
         try:
             replace_worker(site, worker, self._progress, seconds=self._start_seconds)
@@ -143,7 +146,7 @@ class Upgrade:
         self._site.write(self._journal)
         with self._progress.task(f"the rest of {host}") as task:
             try:
-                replace_services(place, (), task.update, seconds=self._start_seconds)
+                self._replace_in_turn(place, task.update)
             except Unhealthy as error:
                 raise _StageError(f"{host} does not become healthy with {self._journal.new}: {error}") from error
             self._wait_until_well(task.update)
@@ -178,9 +181,20 @@ class Upgrade:
             troubles += self._try(partial(self._restore, worker))
         site.write(self._journal)
         troubles += self._try(partial(nodes.take_back, site.running, touched))
+        troubles += self._try(partial(self._try_jobs_again, touched))
         if troubles:
             told = "\n".join(troubles)
             raise Unhealthy(f"not everything is back as it was; `python -m generator up` tries again\n{told}")
+
+    def _try_jobs_again(self, workers: Collection[str]) -> None:
+        """What was given up because of the new release is none of the users' business."""
+        since, running = self._journal.since, self._site.running
+        if not since:
+            return
+        for job in running.ask(partial(Client.dead_jobs, since=since)):
+            if any(attempt["worker"] in workers for attempt in job["attempts"]["history"]):
+                running.ask(partial(Client.retry, job_id=job["id"]))
+                self._progress.say(f"job {job['id']} had been given up and runs again")
 
     def _restore(self, worker: str) -> None:
         self._site.write(self._journal)
@@ -191,8 +205,15 @@ class Upgrade:
     def _restore_rest(self, host: str) -> None:
         self._site.write(self._journal)
         with self._progress.task(f"back: the rest of {host}") as task:
-            replace_services(self._site.places[host], (), task.update, seconds=self._start_seconds)
+            self._replace_in_turn(self._site.places[host], task.update)
             task.finish("healthy")
+
+    def _replace_in_turn(self, place: Place, told: Callable[[str], None]) -> None:
+        """What answers users one at a time, each waiting out the other; all at once would be away for the longest."""
+        there = services_there(place)
+        for service in (one for one in IN_TURN if one in there):
+            replace_services(place, [service], told, seconds=self._start_seconds)
+        replace_services(place, (), told, seconds=self._start_seconds)
 
     def _try(self, step: Callable[[], None]) -> list[str]:
         try:
@@ -213,6 +234,10 @@ class Upgrade:
             nodes.wait_until_idle(running, [worker], place.stop_grace_seconds, self._progress)
         except Unhealthy as error:  # its job goes on elsewhere, from its checkpoint
             self._progress.say(str(error))
+
+    def _ordered_at(self, worker: str) -> float:
+        orders = [one["order"]["at"] for one in self._nodes() if one["name"] == worker and one["order"]]
+        return float(orders[0]) if orders else time.time()
 
     def _nodes(self) -> list[dict[str, Any]]:
         """A gateway may be on its way to another host."""

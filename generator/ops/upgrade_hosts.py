@@ -59,11 +59,11 @@ class Site:
     def services(self, name: str) -> list[str]:
         """Of a worker: its webui, unless that is somebody else's, and its agent."""
         place, worker = self.worker(name)
-        rendered = json_services(place)
+        rendered = services_there(place)
         return [service for service in (worker.webui, worker.agent) if service in rendered]
 
 
-def json_services(place: Place) -> Collection[str]:
+def services_there(place: Place) -> Collection[str]:
     listed = processes.run(place.compose("config", "--services"), timeout=INSPECT_SECONDS)
     return set(listed.split())
 

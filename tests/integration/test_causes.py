@@ -381,7 +381,7 @@ def memory_mib(pid: int, field: str) -> float:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("flood", [ordinary, hostile])
+@pytest.mark.parametrize("flood", [pytest.param(ordinary, marks=pytest.mark.long), hostile])
 async def test_a_hundred_thousand_jobs_stay_bounded(
     redis_server: RedisServer, redis: Redis, tmp_path: Path, flood: Callable[[int], list[dict[str, Any]]]
 ) -> None:

@@ -342,7 +342,8 @@ def test_whatever_is_wrong_the_last_good_pair_stays(folder: Folder, how: str, mo
 def test_a_reload_with_broken_files_shows_the_last_good_pair(folder: Folder) -> None:
     gateway = folder.gateway
     serial = folder.renew()
-    gateway.wait_for_serial(serial)
+    # Each worker process keeps a pair of its own, from its last handshake on: all of them must have had one.
+    wait_for("everywhere", lambda: gateway.serials(64) == {serial}, gateway.logs, 15)
     folder.put(None, b"nonsense")
     must("exec", gateway.name, "gateway-entrypoint", "-s", "reload")
     end = time.monotonic() + 2

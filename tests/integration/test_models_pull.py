@@ -389,7 +389,11 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(folder: Folder, server: FileSe
     part = folder.store.folder / "lora/.m.safetensors.part"
     wait_until(lambda: part.exists() and part.stat().st_size == 100_000)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=5)
+    try:
+        _, err = process.communicate(timeout=15)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, "Traceback" in err) == (130, False), err
     assert part.stat().st_size == 100_000, "what has come is kept"
 

@@ -49,9 +49,11 @@ local function ask(peer, text)
     return answer.status, answer.headers
 end
 
+local function all_of_them(peers) return peers end
+
 -- Whether the key is good, and the headers of the api's answer; nil where no api could be asked.
 function M.ask()
-    local peers, text = state.get().pools.api, request()
+    local peers, text = state.choose("api", all_of_them), request()
     turn = turn + 1
     for i = 1, math.min(#peers, 3) do
         local peer = peers[(turn + i) % #peers + 1]
