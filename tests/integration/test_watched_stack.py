@@ -131,7 +131,7 @@ def rendered(folder: Path, tag: str, gpus: State, library: Path) -> Watched:
                 ],
             },
             "worker": {"cpus": 1.0, "memory_gib": 1, "threads": 1, "step_seconds": 0.02},
-            "monitoring": {"scrape_seconds": 1, "gpu_memory": {"high_seconds": 3, "low_seconds": 5}},
+            "monitoring": {"scrape_seconds": 5, "gpu_memory": {"high_seconds": 3, "low_seconds": 5}},
             "cost": {"host_prices": [{"host": "demo", "usd_per_hour": 2.5, "market": "owned", "as_of": "2026-01-15"}]},
         }
     )  # fmt: skip
@@ -194,10 +194,14 @@ def watched(images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 def worked(watched: Watched) -> Watched:
     """After ten jobs that succeed, two that fail, a moment without Redis, and a GPU's error."""
     with watched.client() as client:
-        good = [submit(client, width=64, height=64, steps=5) for _ in range(10)]
+        good: list[str] = []
+        for batch in (4, 6):  # what grows before it was first seen has not grown, as Prometheus sees it
+            good += [submit(client, width=64, height=64, steps=5) for _ in range(batch)]
+            for job in good:
+                wait_for(client, job, lambda seen: seen["state"] == "done", 90)
+            told = f"sum(animatediff_job_success_total) == {len(good)}"
+            watched.until(told, lambda: watched.query(told))  # noqa: B023 - asked within this turn
         bad = [submit(client, prompt="rocks", width=64, height=64, steps=5) for _ in range(2)]
-        for job in good:
-            wait_for(client, job, lambda seen: seen["state"] == "done", 90)
         for job in bad:
             wait_for(client, job, lambda seen: seen["state"] == "dead", 90)
         watched.stack.pause("redis")
@@ -207,7 +211,7 @@ def worked(watched: Watched) -> Watched:
     watched.gpus.xids.append((uuid_of(1), 79))
     watched.gpus.write()
     watched.until("the costs", lambda: watched.query("animatediff_cost_usd_per_video_second"), 90)
-    time.sleep(15)  # rates take two samples, recording rules one round
+    time.sleep(25)  # rates take two samples, recording rules one round
     return watched
 
 
@@ -254,7 +258,7 @@ def test_a_full_gpu_is_drained_and_comes_back(worked: Watched) -> None:
     assert {job["worker"] for job in done} <= {"demo/0", "demo/2"}
     worked.gpus.gpus[uuid_of(1)]["used"] = 21_000  # 87 %: below what began it, above what ends it
     worked.gpus.write()
-    time.sleep(10)
+    time.sleep(20)
     assert worked.states()["demo/1"] == ("drained", "DRAINING")
     worked.gpus.gpus[uuid_of(1)]["used"] = 8_000
     worked.gpus.write()
