@@ -102,8 +102,8 @@ def cluster(engine: Engine, images: str, tmp_path_factory: pytest.TempPathFactor
 
 
 def _render(folder: Path, tag: str) -> tuple[Plan, Store]:
-    """The example, with a folder of this machine as the storage that all hosts share, and without Elastic's images: they
-    cannot be pulled here, test_logs_stack.py has stand-ins for them."""
+    """The example, with a folder of this machine as the storage that all hosts share, and without Elastic's images,
+    which cannot be pulled here: test_logs_stack.py has stand-ins for them."""
     text = (ROOT / "config/cluster.example.yaml").read_text()
     text = re.sub(r"(?m)^logs:.*\n(  .*\n)+", "logs: {driver: none}\n", text.replace(", logs]", "]"))
     shared = folder / "shared"
