@@ -236,8 +236,9 @@ class Upgrade:
             self._progress.say(str(error))
 
     def _ordered_at(self, worker: str) -> float:
+        """By the queue's clock, never by this machine's; 0 where the order is gone already."""
         orders = [one["order"]["at"] for one in self._nodes() if one["name"] == worker and one["order"]]
-        return float(orders[0]) if orders else time.time()
+        return float(orders[0]) if orders else 0.0
 
     def _nodes(self) -> list[dict[str, Any]]:
         """A gateway may be on its way to another host."""

@@ -223,7 +223,7 @@ class Setup:
     def stop_controller(self) -> int:
         assert self.controller
         self.controller.terminate()
-        code = self.controller.wait(timeout=10)
+        code = self.controller.wait(timeout=5)
         self.controller = None
         return code
 

@@ -390,7 +390,7 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(folder: Folder, server: FileSe
     wait_until(lambda: part.exists() and part.stat().st_size == 100_000)
     process.send_signal(signal.SIGINT)
     try:
-        _, err = process.communicate(timeout=15)
+        _, err = process.communicate(timeout=5)
     finally:
         process.kill()
         process.communicate()
