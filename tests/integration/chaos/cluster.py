@@ -29,7 +29,7 @@ from appliance.storage import MODEL_FOLDERS, prepare
 from generator import tree
 from generator.docker import Engine
 from generator.load import load
-from generator.model import Role
+from generator.model import LogDriver, Role
 from generator.plan import plan
 from generator.planned import Plan
 from generator.render import render
@@ -223,7 +223,8 @@ def _render(folder: Path, tag: str, prefix: str, options: Options) -> tuple[Plan
     }
     images = example.images.model_copy(update={"tag": tag, "webui": type(example.images.webui)("synthetic")})
     worker = example.worker.model_copy(update={"step_seconds": options.step_seconds, "threads": 1})
-    the_plan = plan(example.model_copy(update={"hosts": hosts, "images": images, "worker": worker}))
+    logs = example.logs.model_copy(update={"driver": LogDriver.NONE})
+    the_plan = plan(example.model_copy(update={"hosts": hosts, "images": images, "worker": worker, "logs": logs}))
     tree.write(folder / "hosts", render(the_plan, read_sources()))
     store = Store(folder / "store")
     addresses = tuple(host.address for host in the_plan.hosts)
