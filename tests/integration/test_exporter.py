@@ -147,6 +147,7 @@ async def work(queue: Queue, redis: Redis) -> None:
     await asyncio.sleep(0.1)
     await queue.commit(claim, "{}", model="sd15", video_seconds=2.0)
     await queue.fail(await take(queue, f"{NODE}/0"), FailKind.OOM, "OOM", "x")
+    await queue.tick()
 
 
 async def test_every_metric_of_the_table_in_one_scrape(

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.docker
 SIZE = "512x512"
 
 
-async def counts_of(redis: Redis, host: str = "a") -> Counts:
+async def counts_of(queue: Queue, redis: Redis, host: str = "a") -> Counts:
+    await queue.tick()
     return parse_counts(whole_numbers(await redis.hgetall(keys.counts(host))))
 
 
@@ -47,7 +48,7 @@ async def test_a_job_that_is_done(queue: Queue, redis: Redis) -> None:
     claim = await take(queue)
     await asyncio.sleep(0.12)
     assert await queue.commit(claim, "{}", model="sd15", video_seconds=2.0) is CommitAnswer.DONE
-    counts = await counts_of(redis)
+    counts = await counts_of(queue, redis)
     assert counts.done_by_size_model == {(SIZE, "sd15"): 1}
     assert counts.video_seconds == {SIZE: 2.0}
     assert counts.failed_by_reason_size == {}
@@ -73,7 +74,7 @@ async def test_each_answer_counts_once(queue: Queue, redis: Redis) -> None:
     claim = await take(queue)
     for _ in range(2):
         await queue.fail(claim, FailKind.ERROR, "CUDA_ERROR", "x")
-    counts = await counts_of(redis)
+    counts = await counts_of(queue, redis)
     assert counts.done_by_size_model == {(SIZE, "m"): 1}
     assert counts.failed_by_reason_size == {("CUDA_ERROR", SIZE): 1}
     assert sum(counts.waits[SIZE].counts) == 2
@@ -86,7 +87,7 @@ async def test_a_zombie_counts_nowhere(queue: Queue, redis: Redis) -> None:
     heir = await take(queue, "b/0")
     assert await queue.commit(zombie, "{}", model="m") is CommitAnswer.FENCED
     assert await queue.commit(heir, "{}", model="m", adopted=True) is CommitAnswer.DONE
-    lost, made = await counts_of(redis, "a"), await counts_of(redis, "b")
+    lost, made = await counts_of(queue, redis, "a"), await counts_of(queue, redis, "b")
     assert lost.failed_by_reason_size == {("WORKER_LOST", SIZE): 1}
     assert (lost.done_by_size_model, made.done_by_size_model) == ({}, {(SIZE, "m"): 1})
     assert made.took == {}, "the adopter only looked up what another attempt had made"
@@ -112,7 +113,7 @@ async def test_what_is_a_failure(queue: Queue, redis: Redis, kind: FailKind, rea
     await add(queue, resolution=SIZE)
     claim = await take(queue)
     await queue.fail(claim, kind, reason, "x")
-    counts = await counts_of(redis)
+    counts = await counts_of(queue, redis)
     assert counts.failed_by_reason_size == ({(reason, SIZE): 1} if counted else {})
     assert (SIZE, "other") in counts.gpu_seconds_by_size_model, "the GPU was held all the same"
 
@@ -125,7 +126,7 @@ async def test_a_deadline_that_passed_in_line_counts_where_it_was_found(queue: Q
     await asyncio.sleep(0.05)
     await queue.claim("a/0", "n")
     for host in ("control-1", "a"):
-        assert (await counts_of(redis, host)).failed_by_reason_size == {("TIMEOUT", SIZE): 1}
+        assert (await counts_of(queue, redis, host)).failed_by_reason_size == {("TIMEOUT", SIZE): 1}
 
 
 async def test_a_job_of_another_life_waited_since_it_was_asked_for_again(queue: Queue, redis: Redis) -> None:
@@ -134,7 +135,7 @@ async def test_a_job_of_another_life_waited_since_it_was_asked_for_again(queue: 
     await queue.tick()
     assert (await queue.requeue_dead(job_id)).status == "settled"
     await take(queue)
-    assert (await counts_of(redis)).waits[SIZE].sum_seconds < 0.3
+    assert (await counts_of(queue, redis)).waits[SIZE].sum_seconds < 0.3
 
 
 async def test_hostile_labels_end_as_other(queue: Queue, redis: Redis, redis_server: RedisServer) -> None:
@@ -146,7 +147,7 @@ async def test_hostile_labels_end_as_other(queue: Queue, redis: Redis, redis_ser
         assert await queue.commit(await take(queue), "{}", model=f"m\t{number}\n" + "x" * 500) is CommitAnswer.DONE
     await add(queue, resolution=USUAL_SIZES[-1])
     await queue.commit(await take(queue), "{}")
-    counts = await counts_of(redis)
+    counts = await counts_of(queue, redis)
     assert len(counts.sizes) <= 25
     assert {"other", USUAL_SIZES[-1]} <= counts.sizes
     models = {model for _, model in counts.done_by_size_model}
@@ -196,6 +197,7 @@ async def test_what_a_host_reads_of_itself(queue: Queue, redis: Redis, redis_ser
     await take(queue)
     telling = asyncio.create_task(tell_process(link, "a", "api"))
     await asyncio.sleep(0.2)
+    await queue.tick()
     figures = await book.read(("a/0", "a/1"))
     server_now = (await redis.time())[0]
     assert set(figures.heartbeats) == {"a/0", "a/1"}
@@ -219,7 +221,7 @@ async def test_the_bounds_are_the_exporters(queue: Queue, redis: Redis) -> None:
     await queue.submit(job)
     await redis.hincrby(keys.job(job.job_id), "created", -45_000)
     await take(queue)
-    spread = (await counts_of(redis)).waits[SIZE]
+    spread = (await counts_of(queue, redis)).waits[SIZE]
     assert spread.counts[BOUNDS.index(60)] == 1
 
 

@@ -28,6 +28,7 @@ ORDERS = f"{TAG}:cfg:nodes"
 VIEWS = f"{TAG}:views"
 RATES = f"{TAG}:rates"
 AWS_COST = f"{TAG}:aws"
+TALLY = f"{TAG}:tally"
 
 JOB_PREFIX = f"{TAG}:j:"
 REQUEST_PREFIX = f"{TAG}:p:"
@@ -65,6 +66,7 @@ SCRIPT_KEYS = {
     "orders": ORDERS,
     "rates": RATES,
     "counts": COUNTS_PREFIX,
+    "tally": TALLY,
     "labels": LABELS_PREFIX,
     "j": JOB_PREFIX,
     "p": REQUEST_PREFIX,

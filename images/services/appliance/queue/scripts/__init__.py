@@ -15,7 +15,7 @@ from appliance.queue.counts import BOUNDS
 # A full memory stops new jobs, never the end of accepted ones: what the others write is little, and tick frees some.
 FLAGS = dict.fromkeys(("claim", "beat", "commit", "fail", "cancel", "tick", "worker", "repair"), "allow-oom")
 FLAGS |= dict.fromkeys(("stats", "lines", "past"), "no-writes")  # also while Redis takes no writes
-SHARED = ("shared.lua", "counting.lua", "attempts.lua", "passing.lua")  # each uses those before it
+SHARED = ("shared.lua", "counting.lua", "adding.lua", "attempts.lua", "passing.lua")  # each uses those before it
 NAMES = (
     "submit",
     "claim",

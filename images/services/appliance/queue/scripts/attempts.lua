@@ -121,6 +121,15 @@ local function crash_budget_spent(id, worker)
   return distinct >= C.crash_budget or total >= 5 * C.crash_budget
 end
 
+-- A job that failed with an error is for the other workers first, for a while: see claim.lua.
+local SHUN_MS = 120000
+
+local function shun(id, worker, delay_ms)
+  local names = string.match(redis.call('HGET', K.j .. id, 'shun') or '', '^%d+( .*)$') or ' '
+  if not string.find(names, ' ' .. worker .. ' ', 1, true) then names = names .. worker .. ' ' end
+  redis.call('HSET', K.j .. id, 'shun', int(now + delay_ms + SHUN_MS) .. names)
+end
+
 -- Free, but not at the head of the line for ever: a job that no webui takes must let the others pass.
 local function refusal_delay_ms(id)
   local refusals = redis.call('HINCRBY', K.j .. id, 'refusals', 1)
@@ -135,7 +144,9 @@ local function verdict(id, job, kind)
     local field, budget = 'errs', C.error_budget
     if kind == 'oom' then field, budget = 'oom', C.oom_budget end
     local failures = redis.call('HINCRBY', K.j .. id, field, 1)
-    return failures >= budget, backoff_ms(failures)
+    local delay_ms = backoff_ms(failures)
+    if kind == 'error' then shun(id, job.owner, delay_ms) end
+    return failures >= budget, delay_ms
   end
   return false, kind == 'refused' and refusal_delay_ms(id) or 0
 end

@@ -9,10 +9,10 @@ local function hand_over(id, fence, attempts, deadline, ooms, user)
     ooms or '0', user}
 end
 
--- `more`: this very call has left something to do.
-local function none(more)
+-- `next_due`: in how many ms there is something to do that no line and no time tells of.
+local function none(next_due)
   local cursor = redis.call('XREVRANGE', K.wake, '+', '-', 'COUNT', 1)
-  local next_due = more and 0 or -1
+  next_due = next_due or -1
   for _, key in ipairs({K.delayed, K.lease}) do
     local head = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
     if head[2] and (next_due < 0 or tonumber(head[2]) - now < next_due) then
@@ -20,11 +20,6 @@ local function none(more)
     end
   end
   return {'none', cursor[1] and cursor[1][1] or '0-0', int(next_due), list(outcomes)}
-end
-
-local function count_wait(ms, size)
-  local counts = counts_of(A.worker)
-  if counts then count_spread(counts, 'wait', known_label('size', size), math.max(0, ms)) end
 end
 
 -- `job` is {state, deadline, fence, attempts, created, oom, user, res, replayed} as they are before.
@@ -39,7 +34,7 @@ local function lease(id, job)
   redis.call('HSET', K.w .. A.worker, 'job', id)
   if not job[4] then
     emit_submitted(id, job[5])
-    count_wait(now - tonumber(job[9] or job[5]), job[8])
+    note_line('wait', A.worker, job[8] or '', int(math.max(0, now - tonumber(job[9] or job[5]))))
   end
   emit(id, 'running', {state = 'running', worker = A.worker, fence = fence})
   return hand_over(id, fence, attempts, job[2], job[6], job[7])
@@ -57,6 +52,7 @@ local function fitting_lines()
   return lines
 end
 
+-- The first job of all these lines, its score and its line.
 local function pop_best(lines)
   local best_key, best_score = lines[1], nil
   if #lines > 1 then
@@ -67,7 +63,56 @@ local function pop_best(lines)
       end
     end
   end
-  return redis.call('ZPOPMIN', best_key)[1]
+  local popped = redis.call('ZPOPMIN', best_key)
+  return popped[1], popped[2], best_key
+end
+
+local function could_run(worker, needs)
+  local other = redis.call('HMGET', K.w .. worker, 'up', 'state', 'capabilities')
+  if other[1] ~= '1' or (other[2] ~= 'idle' and other[2] ~= 'running') then return false end
+  return #lacking(other[3] and other[3] ~= '' and cjson.decode(other[3]) or nil, needs) == 0
+end
+
+-- For how many more ms this worker leaves a job to the others that it failed; nil where it may have it. A broken GPU
+-- is always the first to be free: alone it would spend an innocent job's whole budget.
+local function left_to_others(id, shun)
+  local till, names = string.match(shun or '', '^(%d+)( .*)$')
+  if not till or now >= tonumber(till) or not string.find(names, ' ' .. A.worker .. ' ', 1, true) then return nil end
+  local needs = cjson.decode(redis.call('HGET', K.j .. id, 'needs') or '{}')
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', K.workers, int(now - C.lease_ms - C.beat_ms), '+inf')) do
+    if not string.find(names, ' ' .. worker .. ' ', 1, true) and could_run(worker, needs) then
+      return tonumber(till) - now
+    end
+  end
+  return nil
+end
+
+local PASSED_LIMIT = 100  -- jobs that are too late; a whole line of them must not hold up everybody else's calls
+local LEFT_LIMIT = 20  -- jobs that are left to others; where there are that many, they are worth trying here
+
+-- The id and fields of the best job that may run here, off its line; else nil and in how many ms to look again.
+local function take_best(lines)
+  local left, soonest = {}, nil
+  local id, job
+  for passed = 1, PASSED_LIMIT do
+    local score, line
+    id, score, line = pop_best(lines)
+    if not id then break end
+    job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed', 'shun')
+    if job[1] == 'queued' then
+      if job[2] and tonumber(job[2]) <= now then
+        expire_waiting(id)
+      else
+        local wait = #left < LEFT_LIMIT and left_to_others(id, job[10])
+        if not wait then break end
+        left[#left + 1], soonest = {line, score, id}, math.min(soonest or wait, wait)
+      end
+    end
+    id = nil
+    if passed == PASSED_LIMIT then soonest = 0 end
+  end
+  for _, one in ipairs(left) do redis.call('ZADD', unpack(one)) end
+  return id, job, soonest
 end
 
 local record = redis.call('HMGET', K.w .. A.worker, 'boot_id', 'job', 'former', 'turn')
@@ -92,18 +137,7 @@ if record[2] then
 end
 promote_due()
 if late then reap_expired() end
-local PASSED_LIMIT = 100  -- jobs that are too late; a whole line of them must not hold up everybody else's calls
-local lines = fitting_lines()
-local passed = 0
-while passed < PASSED_LIMIT do
-  local id = pop_best(lines)
-  if not id then break end
-  local job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed')
-  if job[1] == 'queued' then
-    if not job[2] or tonumber(job[2]) > now then return lease(id, job) end
-    expire_waiting(id)
-  end
-  passed = passed + 1
-end
+local id, job, soonest = take_best(fitting_lines())
+if id then return lease(id, job) end
 observe_epoch(true)
-return none(passed == PASSED_LIMIT)
+return none(soonest)

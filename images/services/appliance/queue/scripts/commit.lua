@@ -24,16 +24,6 @@ local function average(took, cost, resolution)
   redis.call('HSET', K.stats, unpack(values))
 end
 
-local function count_result(job)
-  local counts = counts_of(job.owner)
-  if not counts then return end
-  local size = known_label('size', job.res)
-  count_in(counts, 'done\t' .. size .. '\t' .. known_label('model', A.model), 1)
-  if A.video_ms then count_in(counts, 'video\t' .. size, int(A.video_ms)) end
-  if not A.adopted then count_spread(counts, 'took', size, math.max(0, now - tonumber(job.started))) end
-  count_gpu_time(counts, job, size)
-end
-
 local job = get_attempt(A.id)
 if job.nonce ~= A.nonce or job.fence ~= A.fence then return 'fenced' end
 if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fenced' end
@@ -45,7 +35,8 @@ if not A.adopted then
   redis.call('HINCRBYFLOAT', K.w .. job.owner, 'pace', string.format('%.4f', took / math.max(1, cost)))
   average(took, cost, job.res)
 end
-count_result(job)
+local took_ms = A.adopted and '' or int(math.max(0, now - tonumber(job.started)))
+note_line('done', job.owner, job.res or '', gpu_ms(job), took_ms, A.video_ms and int(A.video_ms) or '', A.model or '')
 local more = {'result', ARGV[2], 'history', history_with(job, 'done')}
 job.fence = A.fence  -- the event names who did commit, not who should have
 finish(A.id, job, 'done', nil, nil, more)

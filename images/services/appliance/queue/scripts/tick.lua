@@ -66,6 +66,7 @@ local removed = remove_old()
 notice_lost_workers()
 forget_workers()
 forget_classes()
+add_up()
 local counts = string.format('"promoted":%d,"reaped":%d,"removed":%d', promoted, reaped, removed)
 local since = redis.call('HGET', K.epoch, 'since') or '0'
 return string.format('{"grace":%s,"since":%s,%s,"outcomes":%s}', tostring(grace), since, counts, list(outcomes))
