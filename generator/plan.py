@@ -142,7 +142,15 @@ def _gateway(cluster: Cluster, name: str, targets: str) -> GatewayPlan:
         controller_targets=targets,
         # A webui that computes on the processor has nothing to spare for an answer; one with a GPU has.
         probe_timeout_seconds=0.2 if cluster.images.webui is Variant.CUDA else 0.5,
+        leave_seconds=_leave_seconds(cluster),
     )
+
+
+def _leave_seconds(cluster: Cluster) -> float:
+    """Two checks of keepalived's, or of a load balancer that asks every 5 s, and some more."""
+    if sum(Role.GATEWAY in host.roles for host in cluster.hosts.values()) == 1:
+        return 0.0
+    return 1.5 if _moves_address(cluster) else 15.0
 
 
 def _certificate(cluster: Cluster, name: str) -> CertificatePlan | None:

@@ -158,6 +158,7 @@ class Setup:
     upstreams: dict[str, Upstream]
     plan: Plan
     tag: str
+    leave_seconds: float = 0.0
     container: str = field(default_factory=lambda: f"animatediff-test-gateway-{uuid.uuid4().hex[:6]}")
     base: str = ""
     tls_base: str = ""
@@ -186,6 +187,7 @@ class Setup:
             "run", "-d", "--name", self.container, "--read-only", "--cap-drop", "ALL",
             "--security-opt", "no-new-privileges:true", "--init", "--tmpfs", "/tmp:mode=1777",
             "--user", f"{user}:{user}", "-e", "APPLIANCE_NODE_NAME=gpu-01",
+            "-e", f"APPLIANCE_LEAVE_SECONDS={self.leave_seconds:g}",
             "-p", "127.0.0.1::8080", "-p", "127.0.0.1::8443",
             *(argument for source, target in mounts.items() for argument in ("-v", f"{source}:{target}")),
             f"animatediff-ha/gateway:{self.tag}",
@@ -254,8 +256,8 @@ class Setup:
 
 
 @contextlib.contextmanager
-def running(folder: Path, the_plan: Plan, tag: str, **environment: str) -> Iterator[Setup]:
-    setup = Setup(folder, {name: Upstream(name) for name in NODES}, the_plan, tag)
+def running(folder: Path, the_plan: Plan, tag: str, leave_seconds: float = 0.0, **environment: str) -> Iterator[Setup]:
+    setup = Setup(folder, {name: Upstream(name) for name in NODES}, the_plan, tag, leave_seconds)
     try:
         for upstream in setup.upstreams.values():
             upstream.start()
@@ -647,6 +649,22 @@ def test_tls_and_its_redirect(images: str, tmp_path: Path) -> None:
         assert len({answer.json()["node"] for answer in answers}) == 1
         assert "set-cookie" not in answers[0].headers
         assert answers[0].json()["headers"]["x-forwarded-proto"] == "https"
+
+
+def test_who_is_about_to_stop_says_so_first_and_answers_meanwhile(images: str, tmp_path: Path) -> None:
+    with running(tmp_path, gateway_plan(tls={"mode": "none"}), images, leave_seconds=2.0) as setup:
+        stopping = subprocess.Popen(["docker", "stop", "--time", "20", setup.container])
+        took = wait_for("not ready", lambda: setup.status("/readyz") == 503, setup.logs)
+        assert httpx.get(setup.base + "/readyz", verify=PLAIN).json()["status"] == "leaving"
+        begin = time.monotonic()
+        while time.monotonic() - begin < 1.2:
+            assert httpx.get(setup.base + "/webui/page", headers=KEY, timeout=2, verify=PLAIN).status_code == 200
+        assert stopping.wait(20) == 0
+        print(f"\nnot ready after {took:.2f} s, stopped {time.monotonic() - begin:.2f} s later")
+        assert docker("inspect", "--format", "{{.State.ExitCode}}", setup.container).stdout.strip() == "0"
+        docker("start", setup.container)
+        setup.find_ports()
+        wait_for("ready again", lambda: setup.status("/readyz") == 200, setup.logs)
 
 
 if __name__ == "__main__":

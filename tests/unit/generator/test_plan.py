@@ -190,6 +190,26 @@ def test_an_outside_load_balancer_needs_no_keepalived() -> None:
         assert the_plan.addresses == (("203.0.113.7",) if gateway else ()), "the certificate names it all the same"
 
 
+@pytest.mark.parametrize(
+    ("gateway", "seconds"),
+    [
+        ({"vip": "192.168.1.100"}, 1.5),
+        ({"vip": "203.0.113.7", "vrrp": {"mode": "none"}}, 15.0),
+        ({}, 15.0),
+    ],
+)
+def test_a_gateway_leaves_when_the_others_have_taken_over(gateway: dict[str, object], seconds: float) -> None:
+    host = plan(three_hosts(gateway=gateway)).hosts[0]
+    assert host.gateway is not None
+    assert host.gateway.leave_seconds == seconds
+
+
+def test_the_only_gateway_leaves_at_once() -> None:
+    host = plan(one_host()).hosts[0]
+    assert host.gateway is not None
+    assert host.gateway.leave_seconds == 0
+
+
 def test_many_gateways_still_have_a_priority_that_vrrp_allows() -> None:
     hosts: dict[str, object] = {f"gw-{n}": {"address": f"10.0.0.{n}", "roles": ["gateway"]} for n in range(1, 100)}
     hosts["node"] = {"address": "10.0.0.150", "roles": ["control", "queue", "worker"], "cpu_workers": 1}

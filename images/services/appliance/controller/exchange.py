@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import cast
 
 from appliance.errors import ApplianceError
 
@@ -20,25 +21,42 @@ class Answer:
     body: bytes
 
 
-async def exchange(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    request: str,
-    host: str,
-    body: bytes = b"",
-    *,
-    longest: int = _LONGEST_ANSWER,
-) -> Answer:
-    """Send `request` ("GET /path") and read the whole answer. The caller bounds the time and closes."""
-    head = f"{request} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    writer.write(head.encode("ascii") + body)
-    await writer.drain()
-    received = b""
-    while chunk := await reader.read(_LONGEST_ANSWER):
-        received += chunk
-        if len(received) > longest:
-            raise ExchangeError(f"the answer is longer than {longest} bytes")
-    return _parse(received)
+class Exchange(asyncio.Protocol):
+    """Sends `request` ("GET /path") as soon as it is connected. `answer` is there when the other side has closed; it
+    raises OSError or ExchangeError. The caller bounds the time and calls `abort`. A protocol and not a pair of streams:
+    there are dozens a second."""
+
+    def __init__(self, request: str, host: str, body: bytes = b"", *, longest: int = _LONGEST_ANSWER) -> None:
+        head = f"{request} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._message = head.encode("ascii") + body
+        self._longest = longest
+        self._received = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    def abort(self) -> None:
+        self.answer.cancel()
+        if self._transport:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._message)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > self._longest and not self.answer.done():
+            self.answer.set_exception(ExchangeError(f"the answer is longer than {self._longest} bytes"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.answer.done():
+            return
+        try:
+            if error:
+                raise error
+            self.answer.set_result(_parse(bytes(self._received)))
+        except (OSError, ExchangeError) as failure:
+            self.answer.set_exception(failure)
 
 
 def _parse(received: bytes) -> Answer:

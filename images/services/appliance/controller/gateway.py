@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from appliance.controller.exchange import Answer, ExchangeError, exchange
+from appliance.controller.exchange import Answer, Exchange, ExchangeError
 from appliance.controller.outliers import Tally
 from appliance.controller.policy import Peer, Peers
 
@@ -48,11 +48,12 @@ class Gateway:
         return answer
 
     async def _exchange(self, request: str, body: bytes) -> Answer:
-        reader, writer = await asyncio.open_unix_connection(self._socket)
+        asking = Exchange(request, "state", body)
         try:
-            return await exchange(reader, writer, request, "state", body)
+            await asyncio.get_running_loop().create_unix_connection(lambda: asking, str(self._socket))
+            return await asking.answer
         finally:
-            writer.transport.abort()
+            asking.abort()
 
 
 def tallies(counts: Mapping[str, Any], pool: str) -> dict[str, Tally]:

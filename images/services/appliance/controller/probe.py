@@ -13,13 +13,14 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from appliance.controller.exchange import Answer, ExchangeError, exchange
+from appliance.controller.exchange import Answer, Exchange, ExchangeError
 from appliance.controller.policy import Observation, Target
 
 _PATHS = {"api": "/readyz", "webui": "/internal/ping"}
 _LONGEST_TEXT = 100
 _LATE_SECONDS = 0.05
 """Where a deadline is noticed this much later, this process has not had the processor."""
+_LOOK_UP_SECONDS = 1.0
 T = TypeVar("T")
 _MOST_LOAD = 1_000_000
 """As much as the gateway believes."""
@@ -35,14 +36,15 @@ class Pace:
 
 
 class Prober:
-    """Probes one target. Containers change their address, so the name is looked up for every probe, but beside it:
-    a slow name server must not make a healthy peer look dead."""
+    """Probes one target. Containers change their address, so its name is looked up again and again, but beside the
+    probes: a slow name server must not make a healthy peer look dead."""
 
     def __init__(self, target: Target, pace: Pace) -> None:
         self._target = target
         self._pace = pace
         self._address: str | None = None
         self._failing = False
+        self._looked_up_at = float("-inf")
         self._lookup: asyncio.Future[list[str]] | None = None
         with contextlib.suppress(ValueError):
             self._address = str(ipaddress.ip_address(target.host))
@@ -75,17 +77,17 @@ class Prober:
         return Observation(time.monotonic(), address, failure, refused)
 
     async def _ask(self, address: str) -> Answer:
-        connecting = asyncio.open_connection(address, self._target.port)
-        reader, writer = await _within(self._pace.connect_seconds, connecting, "no connection")
+        asking = Exchange(f"GET {_PATHS[self._target.pool]}", self._target.host)
+        connecting = asyncio.get_running_loop().create_connection(lambda: asking, address, self._target.port)
         try:
-            asking = exchange(reader, writer, f"GET {_PATHS[self._target.pool]}", self._target.host)
-            return await _within(self._pace.timeout_seconds, asking, "no answer")
+            await _within(self._pace.connect_seconds, connecting, "no connection")
+            return await _within(self._pace.timeout_seconds, asking.answer, "no answer")
         finally:
-            writer.transport.abort()
+            asking.abort()
 
     async def _resolve(self) -> str | None:
         """The newest known address; waits for the name server only while none is known."""
-        if self._literal:
+        if self._literal or not self._is_due():
             return self._address
         if self._lookup is None:
             self._lookup = look_up(self._target.host, self._target.port)
@@ -94,12 +96,18 @@ class Prober:
         if self._lookup.done():
             found = [] if self._lookup.exception() else self._lookup.result()
             self._lookup = None
+            self._looked_up_at = time.monotonic()
             if found and self._address not in found:
                 self._address = found[0]
             elif not found and self._failing:
                 # Its address may belong to another container by now, which would answer in its name.
                 self._address = None
         return self._address
+
+    def _is_due(self) -> bool:
+        """At every probe of a peer that fails; one that answers is where it was."""
+        old = time.monotonic() - self._looked_up_at >= _LOOK_UP_SECONDS
+        return old or self._failing or self._address is None or self._lookup is not None
 
 
 class _LateError(Exception):

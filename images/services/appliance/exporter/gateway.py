@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance.controller.exchange import exchange
+from appliance.controller.exchange import Exchange
 from appliance.errors import ApplianceError
 
 LONGEST_ANSWER = 4 << 20
@@ -59,16 +59,14 @@ class NodesView:
 
 async def read_counts(socket: Path) -> GatewayCounts:
     """Raises GatewayError. The caller bounds the time."""
+    asking = Exchange("GET /counts", "state", longest=LONGEST_ANSWER)
     try:
-        reader, writer = await asyncio.open_unix_connection(socket)
-    except OSError as error:
-        raise GatewayError(f"{socket}: {error}") from error
-    try:
-        answer = await exchange(reader, writer, "GET /counts", "state", longest=LONGEST_ANSWER)
+        await asyncio.get_running_loop().create_unix_connection(lambda: asking, str(socket))
+        answer = await asking.answer
     except (OSError, ApplianceError) as error:
         raise GatewayError(f"{socket}: {error}") from error
     finally:
-        writer.transport.abort()
+        asking.abort()
     if answer.status != 200:
         raise GatewayError(f"{socket}: answers {answer.status}")
     return parse_counts(answer.body)

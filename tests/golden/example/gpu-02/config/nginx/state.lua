@@ -181,12 +181,18 @@ function M.serve()
     answer(200, { age_seconds = ngx.now() - received_at, state = M.get() })
 end
 
--- GET /readyz: at least one api and one node can take requests.
+local function is_leaving()
+    local file = io.open("/run/gateway/leaving")
+    return file ~= nil and file:close()
+end
+
+-- GET /readyz: at least one api and one node can take requests, and this nginx is not about to stop.
 function M.serve_readiness()
     local pools = M.get().pools
-    local ready = #pools.api > 0 and #pools.webui > 0
-    if not ready then ngx.header["Retry-After"] = "2" end
-    answer(ready and 200 or 503, { status = ready and "ok" or "unavailable", api = #pools.api, webui = #pools.webui })
+    local status = #pools.api > 0 and #pools.webui > 0 and "ok" or "unavailable"
+    if is_leaving() then status = "leaving" end
+    if status ~= "ok" then ngx.header["Retry-After"] = "2" end
+    answer(status == "ok" and 200 or 503, { status = status, api = #pools.api, webui = #pools.webui })
 end
 
 return M
