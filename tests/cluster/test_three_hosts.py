@@ -119,7 +119,7 @@ def _render(folder: Path, tag: str) -> tuple[Plan, Store]:
     the_plan = plan(loaded.cluster)
     tree.write(folder / "out", render(the_plan, read_sources()))
     store = Store(folder / "store")
-    names = tuple(host.address for host in the_plan.hosts)
+    names = (*(host.address for host in the_plan.hosts), *the_plan.addresses)
     store.create_missing(
         names, tls=True, redis=redis_names(the_plan), monitoring=monitoring_names(the_plan), logs=logs_names(the_plan)
     )
