@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew from what is rendered now")
     parser.addoption("--long", action="store_true", help="run the long variants too")
     parser.addoption("--chaos-seed", help="repeat the choices of the chaos test's run with this seed")
+
+
+def pytest_configure() -> None:
+    """Where a shell runs us in the background Ctrl-C is ignored, and so it would be by every program of a test."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
