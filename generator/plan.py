@@ -146,9 +146,13 @@ def _gateway(cluster: Cluster, name: str, targets: str) -> GatewayPlan:
     )
 
 
+def _gateways(cluster: Cluster) -> list[str]:
+    return [name for name, host in cluster.hosts.items() if Role.GATEWAY in host.roles]
+
+
 def _leave_seconds(cluster: Cluster) -> float:
     """Two checks of keepalived's, or of a load balancer that asks every 5 s, and some more."""
-    if sum(Role.GATEWAY in host.roles for host in cluster.hosts.values()) == 1:
+    if len(_gateways(cluster)) == 1:
         return 0.0
     return 1.5 if _moves_address(cluster) else 15.0
 
@@ -172,9 +176,7 @@ def _certificate(cluster: Cluster, name: str) -> CertificatePlan | None:
 def _acme(cluster: Cluster, name: str) -> AcmePlan:
     gateway = cluster.gateway
     siblings = tuple(
-        f"{host.address}:{gateway.http_port}"
-        for other, host in cluster.hosts.items()
-        if Role.GATEWAY in host.roles and other != name
+        f"{cluster.hosts[other].address}:{gateway.http_port}" for other in _gateways(cluster) if other != name
     )
     return AcmePlan(gateway.tls.directory, gateway.tls.email or "", gateway.server_name, siblings)
 
@@ -184,7 +186,7 @@ def _virtual_address(cluster: Cluster, name: str, host: Host) -> VirtualAddressP
     vip, vrrp = cluster.gateway.vip, cluster.gateway.vrrp
     if not _moves_address(cluster) or vip is None or Role.GATEWAY not in host.roles:
         return None
-    gateways = [other for other, one in cluster.hosts.items() if Role.GATEWAY in one.roles]
+    gateways = _gateways(cluster)
     return VirtualAddressPlan(
         address=str(vip),
         host=name,

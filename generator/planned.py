@@ -83,7 +83,7 @@ class GatewayPlan:
     worker_connections: int
     controller_targets: str
     probe_timeout_seconds: float
-    leave_seconds: float = 0.0
+    leave_seconds: float
     """How long a gateway that stops says so on /readyz and still answers: until nobody is sent to it any more."""
     grafana: tuple[str, ...] = ()
     """The guards before it, as host:port."""

@@ -167,9 +167,30 @@ async def test_broken_counts_cost_no_job(queue: Queue, redis: Redis) -> None:
         await add(queue, resolution=SIZE)
         await queue.fail(await take(queue), kind, "UNKNOWN", "x")
         await asyncio.sleep(0.05)
+    await queue.tick()
+    assert not await redis.exists(keys.TALLY)
+    await redis.set(keys.TALLY, "no list")
     await redis.delete(keys.READY)
     await add(queue, resolution=SIZE)
     assert await queue.commit(await take(queue), "{}", model="m", video_seconds=1) is CommitAnswer.DONE
+    await queue.tick()
+
+
+async def test_lines_that_nobody_understands_take_no_other_with_them(queue: Queue, redis: Redis) -> None:
+    """Of another version, or broken; those around them count."""
+    whole = f"end\ta/0\t{SIZE}\t5\tOOM"
+    odd = [
+        "",
+        "\t\t\t",
+        "end\ta/0",
+        f"end\ta/0\t{SIZE}\t5",
+        f"done\ta/0\t{SIZE}\tx\ty\tz",
+        f"wait\ta/0\t{SIZE}",
+        "new\ta/0\tx",
+    ]
+    await redis.rpush(keys.TALLY, whole, *odd, whole)
+    assert (await counts_of(queue, redis)).failed_by_reason_size == {("OOM", SIZE): 2}
+    assert not await redis.exists(keys.TALLY)
 
 
 async def test_the_lines(queue: Queue) -> None:

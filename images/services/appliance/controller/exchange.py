@@ -35,7 +35,8 @@ class Exchange(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def abort(self) -> None:
-        self.answer.cancel()
+        if not self.answer.cancel() and not self.answer.cancelled():
+            self.answer.exception()  # whoever was to hear of it may have gone
         if self._transport:
             self._transport.abort()
 

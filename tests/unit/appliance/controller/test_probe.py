@@ -104,9 +104,12 @@ class Names:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answer: str | None = "127.0.0.1"
         self.delay = 0.0
+        self.asked = 0
         monkeypatch.setattr(probe, "look_up", self.look_up)
 
     def look_up(self, host: str, port: int) -> asyncio.Future[list[str]]:
+        self.asked += 1
+
         async def later() -> list[str]:
             await asyncio.sleep(self.delay)
             if self.answer is None:
@@ -158,6 +161,25 @@ async def test_a_new_address_is_followed(monkeypatch: pytest.MonkeyPatch) -> Non
             await asyncio.sleep(0.02)
             seen = await look(prober)
         assert (seen.failure, seen.address) == (None, "127.0.0.1")
+
+
+async def test_the_name_of_a_peer_that_answers_is_looked_up_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    monkeypatch.setattr(probe, "_LOOK_UP_SECONDS", 60)
+    async with peer(ping("ok")) as port:
+        prober = Prober(Target("webui", "n", "webui-0", port), PACE)
+        for _ in range(5):
+            assert (await look(prober)).failure is None
+        assert names.asked == 1
+        monkeypatch.setattr(probe, "_LOOK_UP_SECONDS", 0)
+        assert (await look(prober)).failure is None
+        assert names.asked == 2
+    monkeypatch.setattr(probe, "_LOOK_UP_SECONDS", 60)
+    before = names.asked
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        assert (await look(prober)).refused
+    assert names.asked > before, "one that fails may have another address"
 
 
 async def test_real_names_resolve() -> None:

@@ -70,7 +70,7 @@ end
 local function could_run(worker, needs)
   local other = redis.call('HMGET', K.w .. worker, 'up', 'state', 'capabilities')
   if other[1] ~= '1' or (other[2] ~= 'idle' and other[2] ~= 'running') then return false end
-  return #lacking(other[3] and other[3] ~= '' and cjson.decode(other[3]) or nil, needs) == 0
+  return #lacking(read_can(other[3]), needs) == 0
 end
 
 -- For how many more ms this worker leaves a job to the others that it failed; nil where it may have it. A broken GPU

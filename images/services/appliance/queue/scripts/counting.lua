@@ -11,7 +11,10 @@
 --   took <size> <bound>|sum    the attempts that made a result: jobs, and ms in all
 --   done <size> <model> · failed <reason> <size>
 --   video <size> · gpu <size> <GPU model> (both ms) · cost <size> (1e-9 USD)
-local function note_line(...) redis.pcall('RPUSH', K.tally, table.concat({...}, '\t')) end
+local function note_line(...)
+  local written, line = pcall(table.concat, {...}, '\t')
+  if written then redis.pcall('RPUSH', K.tally, line) end
+end
 
 -- How long an attempt has had its worker's GPU. `job` has started.
 local function gpu_ms(job) return int(math.max(0, now - (tonumber(job.started) or now))) end

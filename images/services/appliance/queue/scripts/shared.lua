@@ -83,6 +83,9 @@ local function lacks_name(names, name)
   return true
 end
 
+-- From a worker's record; nil where it does not say.
+local function read_can(text) return text and text ~= '' and cjson.decode(text) or nil end
+
 -- The names of the needs that these capabilities do not meet; both as job.py writes them. nil stands for anything,
 -- and so does JSON's null: one odd record must not keep everybody from submitting.
 local function lacking(can, needs)

@@ -15,8 +15,7 @@ local function missing_needs(needs)
   if #workers == 0 then return nil end
   local missed = {}
   for _, worker in ipairs(workers) do
-    local text = redis.call('HGET', K.w .. worker, 'capabilities')
-    local names = lacking(text and text ~= '' and cjson.decode(text) or nil, needs)
+    local names = lacking(read_can(redis.call('HGET', K.w .. worker, 'capabilities')), needs)
     if #names == 0 then return nil end
     for _, name in ipairs(names) do missed[name] = (missed[name] or 0) + 1 end
   end
