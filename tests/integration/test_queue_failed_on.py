@@ -97,7 +97,7 @@ async def test_nobody_waits_for_a_silent_worker_or_for_long(queue: Queue, redis:
 
 async def test_a_replayed_job_has_forgotten_where_it_failed(queue: Queue, redis: Redis) -> None:
     job = await add(queue)
-    for worker in ("a/0", "b/0", "c/0"):
+    for worker in ("a/0", "b/0", "c/0", "d/0"):
         await register(queue, worker)
     for worker in ("a/0", "b/0", "c/0"):
         await fail_on(queue, redis, worker, worker)
