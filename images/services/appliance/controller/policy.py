@@ -188,14 +188,17 @@ def as_it_answers(node: Node) -> Standing:
 
 
 def _pool(standings: list[Standing], now: float, rules: Rules) -> tuple[Peer, ...]:
-    doubted: list[Node] = []
+    last: list[Node] = []
     if not any(one.state is State.UP for one in standings):
         # What was taken out on purpose is not put back because the rest has gone.
-        doubted = _doubted([one.node for one in standings if one.state is State.DOWN], now, rules)
+        fallen = [one.node for one in standings if one.state is State.DOWN]
+        # To be held down is for who has others: one that answers again is better than nobody.
+        held = [node for node in fallen if node.successes >= rules.successes_to_rise]
+        last = held or _doubted(fallen, now, rules)
     return tuple(
-        _peer(one.node, one.node.target.weight if one.node in doubted else one.share)
+        _peer(one.node, one.node.target.weight if one.node in last else one.share)
         for one in standings
-        if one.state in (State.UP, State.DRAINING) or one.node in doubted
+        if one.state in (State.UP, State.DRAINING) or one.node in last
     )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from appliance.controller.policy import Node, Observation, Rules, Target, Verdict, decide, observe
@@ -101,6 +103,25 @@ def test_when_all_fail_together_the_state_is_kept_for_a_second() -> None:
 def test_a_node_that_failed_long_before_is_not_revived_by_the_doubt() -> None:
     nodes = fleet("..xx", "..........xx")  # falls at 0.75 and at 2.75
     assert names(nodes, 2.8) == ["n1"]
+
+
+def flapped(name: str, at: float) -> Node:
+    """Fallen too often at `at`, and held down for 2 s."""
+    node = Node(replace(TARGET, name=name))
+    for earlier in (3.0, 2.0, 1.0, 0.0):
+        node = run(run(node, "..", at - earlier - 0.5, step=0.1), "r", at - earlier)
+    return node
+
+
+def test_held_down_nodes_that_answer_are_better_than_none() -> None:
+    """A busy machine answered late again and again: all were held down, and all of them answered."""
+    first, second = run(flapped("a", 10.0), "..", 10.2), run(flapped("b", 10.0), ".x", 10.2)
+    assert (first.verdict, second.verdict) == (Verdict.DOWN, Verdict.DOWN)
+    late = 10.0 + RULES.doubt_seconds + 0.5
+    assert names([first, second], late) == ["a"]
+    other = run(Node(replace(TARGET, name="c")), "..")
+    assert names([first, second, other], late) == ["c"], "who is up needs no such help"
+    assert names([second], late) == [], "one good answer is none yet"
 
 
 def test_nodes_that_never_worked_are_not_doubted() -> None:
