@@ -77,8 +77,10 @@ class Node:
         return Path(self.log.name).read_text()
 
     def child(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0])
+        """The engine's process; while one is being replaced, the next."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found: list[str] = wait_for(lambda: children.read_text().split())
+        return int(found[0])
 
     def close(self) -> None:
         self.client.close()
