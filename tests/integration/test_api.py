@@ -379,6 +379,26 @@ async def test_the_api_process_ends_open_streams_and_exits_0(
         assert [line async for line in lines][-1] == ""
 
 
+async def test_while_redis_hangs_the_api_says_so_soon_and_judges_keys(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
+    where = {"APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}"}
+    async with running_api(tmp_path, where) as url, client_of(url, "ada") as client:
+        assert (await client.get("/readyz")).status_code == 200
+        redis_server.pause()
+        try:
+            for _ in range(3):
+                ready = await asyncio.wait_for(client.get("/readyz"), 1)
+                assert_problem(ready, 503, "queue-unavailable")
+                assert (await asyncio.wait_for(client.get("/internal/auth"), 1)).status_code == 204
+        finally:
+            redis_server.unpause()
+        deadline = time.monotonic() + 5
+        while (await client.get("/readyz")).status_code != 200:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+
 async def test_without_redis_the_api_says_so(api_settings: ApiSettings) -> None:
     nowhere = replace(api_settings.redis, address=Address("127.0.0.1", 1))
     app = create_app(api_settings, Queue(RedisLink(nowhere), FAST))

@@ -243,8 +243,10 @@ class Setup:
             return client.put("http://state/state", content=body if isinstance(body, str) else json.dumps(body))
 
     def pool(self, pool: str = "webui") -> set[str]:
+        """Those that take requests."""
         answer = self.state()
-        return {peer["name"] for peer in answer.json()["state"]["pools"][pool]} if answer.status_code == 200 else set()
+        peers = answer.json()["state"]["pools"][pool] if answer.status_code == 200 else []
+        return {peer["name"] for peer in peers if peer.get("weight", 1) > 0}
 
     def logs(self) -> str:
         gateway = docker("logs", "--tail", "20", self.container)
@@ -503,6 +505,44 @@ def test_an_api_that_fails_to_authorize_is_503(setup: Setup) -> None:
     stranger = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
     answer = httpx.get(setup.base + "/webui/page", headers=stranger)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+
+
+def test_an_api_that_is_not_ready_still_judges_keys_and_keeps_its_streams(setup: Setup) -> None:
+    """Redis is away: the nodes' visitors do not need it."""
+    base = setup.base.replace("http", "ws")
+    with websockets.sync.client.connect(base + "/api/v1/jobs/1/ws", additional_headers=KEY) as talk:
+        setup.stop_controller()
+        state = setup.state().json()["state"]
+        unready = [{**peer, "weight": 0} for peer in state["pools"]["api"]]
+        pools = {"api": unready, "webui": state["pools"]["webui"]}
+        assert setup.state({**state, "version": state["version"] + 1, "pools": pools}).status_code == 200
+        assert setup.status("/readyz") == 503
+        stranger = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
+        assert httpx.get(setup.base + "/webui/page", headers=stranger).status_code == 200
+        assert httpx.get(setup.base + "/webui/page", headers={"X-Api-Key": "wrong"}).status_code == 401
+        assert httpx.get(setup.base + "/api/v1/x", headers=KEY).status_code == 503, "nothing new goes there"
+        time.sleep(1)
+        talk.send("still here")
+        assert "still here" in str(talk.recv(5))
+
+
+def test_a_key_is_asked_for_again_while_the_apis_restart(setup: Setup) -> None:
+    setup.stop_controller()  # which would take them from the list
+    for upstream in setup.upstreams.values():
+        upstream.stop()
+    answers: list[int] = []
+
+    def visit() -> None:
+        stranger = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
+        answers.append(httpx.get(setup.base + "/webui/page", headers=stranger, timeout=10).status_code)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    time.sleep(0.5)
+    for upstream in setup.upstreams.values():
+        upstream.start()
+    visitor.join()
+    assert answers == [200]
 
 
 def test_websockets_pass_and_stick(setup: Setup) -> None:

@@ -50,7 +50,7 @@ def all_systems() -> dict[str, System]:
         python_system(
             "taskiq-redis",
             "taskiq_peer",
-            ("taskiq-redis==1.2.4",),
+            ("taskiq-redis==1.2.4", "taskiq[uv]"),
             worker=(*taskiq, "--max-prefetch", "1", "--log-level", "WARNING"),
             tuned="idle_timeout 3 s, which nothing renews",
             note="looks for lost jobs only when a new one comes",

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack
 
+import uvloop
+
 from appliance.agent.a1111 import A1111
 from appliance.agent.a1111.front import serve_ping
 from appliance.agent.loop import Agent
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def run(settings: AgentSettings) -> int:
     configure_logging(settings.common, settings.worker)
-    return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: AgentSettings) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import uvicorn
+import uvloop
 
 from appliance.api.app import create_app
 from appliance.errors import QueueUnavailable
@@ -24,7 +25,7 @@ SHUTDOWN_SECONDS = 8
 
 def run(settings: ApiSettings) -> int:
     configure_logging(settings.common)
-    return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: ApiSettings) -> int:

@@ -74,5 +74,5 @@ def encode(epoch: str, version: int, peers: Peers) -> bytes:
 
 
 def _document(peer: Peer, pool: str) -> dict[str, object]:
-    document: dict[str, object] = {"name": peer.name, "ip": peer.ip, "port": peer.port}
-    return {**document, "weight": peer.weight, "busy": peer.busy} if pool == "webui" else document
+    document = {"name": peer.name, "ip": peer.ip, "port": peer.port, "weight": peer.weight}
+    return {**document, "busy": peer.busy} if pool == "webui" else document

@@ -7,6 +7,8 @@ import logging
 import os
 import time
 
+import uvloop
+
 from appliance.controller.chronicle import Chronicle
 from appliance.controller.facts import Facts
 from appliance.controller.gateway import Gateway
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 def run() -> None:
     settings = read_controller_settings(os.environ)
     configure_logging(settings.common)
-    asyncio.run(control(settings))
+    uvloop.run(control(settings))
 
 
 async def control(settings: ControllerSettings) -> None:

@@ -67,13 +67,14 @@ class Rules:
 class Observation:
     """One probe's outcome; `failure` is None where the peer is fine. A refused connection is certain, not a doubt.
 
-    What it told besides, where it answered at all: `said` is its status, `busy` how much it has to do.
+    What it told besides, where it answered at all (`answered`): `said` is its status, `busy` how much it has to do.
     """
 
     at: float
     address: str | None
     failure: str | None = None
     refused: bool = False
+    answered: bool = False
     said: str = ""
     fingerprint: str = ""
     busy: int = 0
@@ -90,6 +91,8 @@ class Node:
     held_until: float = 0.0
     reason: str = "not probed yet"
     since: float = 0.0
+    answers: bool = False
+    """It said something to the last probe, if only that it is not ready."""
     fingerprint: str = ""
     """The last one it told: what it is when it comes back is most likely what it was."""
     busy: int = 0
@@ -124,13 +127,15 @@ Peers = Mapping[str, tuple[Peer, ...]]
 
 def observe(node: Node, seen: Observation, rules: Rules) -> Node:
     """The node after one more probe."""
-    node = replace(node, busy=seen.busy, fingerprint=seen.fingerprint or node.fingerprint)
+    node = replace(node, answers=seen.answered, busy=seen.busy, fingerprint=seen.fingerprint or node.fingerprint)
+    if seen.answered:
+        node = replace(node, address=seen.address)
     if seen.failure is None:
         return _succeed(node, seen, rules)
     failed = replace(node, failures=node.failures + 1, successes=0)
     verdict = _verdict_of(seen)
     if verdict is Verdict.DRAINING:  # its own word: it ends by itself, and until then it is there
-        return _turn(replace(failed, failures=0, address=seen.address), verdict, seen)
+        return _turn(replace(failed, failures=0), verdict, seen)
     if not (seen.refused or failed.failures >= rules.failures_to_fall):
         return failed
     fallen = _turn(failed, verdict, seen)
@@ -147,7 +152,7 @@ def _turn(node: Node, verdict: Verdict, seen: Observation) -> Node:
 
 
 def _succeed(node: Node, seen: Observation, rules: Rules) -> Node:
-    node = replace(node, successes=node.successes + 1, failures=0, address=seen.address)
+    node = replace(node, successes=node.successes + 1, failures=0)
     if node.verdict is Verdict.UP or node.successes < rules.successes_to_rise:
         return node
     if seen.at < node.held_until:
@@ -198,8 +203,14 @@ def _pool(standings: list[Standing], now: float, rules: Rules) -> tuple[Peer, ..
     return tuple(
         _peer(one.node, one.node.target.weight if one.node in last else one.share)
         for one in standings
-        if one.state in (State.UP, State.DRAINING) or one.node in last
+        if one.state in (State.UP, State.DRAINING) or one.node in last or _is_of_use(one.node)
     )
+
+
+def _is_of_use(node: Node) -> bool:
+    """An api that answers but is not ready, for want of Redis: it takes nothing new, but it still says whose key is
+    good, which the nodes' visitors need, and goes on with its streams."""
+    return node.target.pool == "api" and node.answers
 
 
 def _doubted(nodes: list[Node], now: float, rules: Rules) -> list[Node]:

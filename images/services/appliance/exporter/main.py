@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import uvicorn
+import uvloop
 
 from appliance.errors import QueueError
 from appliance.exporter.app import create_app
@@ -29,7 +30,7 @@ MOST_CONNECTIONS = 32
 
 def run(settings: ExporterSettings) -> int:
     configure_logging(settings.common)
-    return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: ExporterSettings) -> int:

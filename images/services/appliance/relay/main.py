@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from types import FrameType
 
 import httpx
 import uvicorn
+import uvloop
 
 from appliance.logs import configure_logging
 from appliance.relay.app import SEND_SECONDS, create_app
@@ -25,7 +25,7 @@ class Server(uvicorn.Server):
 
 def run(settings: RelaySettings) -> int:
     configure_logging(settings.common)
-    return asyncio.run(_serve(settings))
+    return uvloop.run(_serve(settings))
 
 
 async def _serve(settings: RelaySettings) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import harness
+import uvloop
 
 from appliance.errors import QueueError
 from appliance.job import Priority, new_job_id
@@ -97,4 +98,4 @@ async def main() -> None:
         await work(queue)
 
 
-asyncio.run(main())
+uvloop.run(main())

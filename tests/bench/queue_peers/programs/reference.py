@@ -10,6 +10,7 @@ import sys
 import uuid
 
 import harness
+import uvloop
 from redis.asyncio import Redis
 
 STREAM, GROUP = "ref:jobs", "g"
@@ -74,4 +75,4 @@ async def main() -> None:
         await work(redis)
 
 
-asyncio.run(main())
+uvloop.run(main())

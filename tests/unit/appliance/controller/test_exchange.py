@@ -38,7 +38,7 @@ def test_what_is_no_http_is_refused(received: bytes) -> None:
 def test_what_counts_as_healthy(pool: str, answer: Answer, fine: bool) -> None:
     seen = read_answer(pool, answer, SEEN)
     assert (seen.failure is None) is fine
-    assert (seen.at, seen.address, seen.refused) == (1.0, "10.0.0.1", False)
+    assert (seen.at, seen.address, seen.refused, seen.answered) == (1.0, "10.0.0.1", False, True)
 
 
 def test_what_a_page_tells_besides() -> None:
@@ -76,6 +76,6 @@ def test_tallies_of_a_pool() -> None:
 def test_the_state_document() -> None:
     peers = {"api": (Peer("a", "10.0.0.1", 8000, 1.0),), "webui": (Peer("w", "10.0.0.2", 7860, 0.5, 2),)}
     assert encode("17", 3, peers) == (
-        b'{"epoch": "17", "pools": {"api": [{"ip": "10.0.0.1", "name": "a", "port": 8000}], '
+        b'{"epoch": "17", "pools": {"api": [{"ip": "10.0.0.1", "name": "a", "port": 8000, "weight": 1.0}], '
         b'"webui": [{"busy": 2, "ip": "10.0.0.2", "name": "w", "port": 7860, "weight": 0.5}]}, "version": 3}'
     )

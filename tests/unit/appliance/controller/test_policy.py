@@ -11,11 +11,12 @@ TARGET = Target("webui", "gpu-01/0", "webui-0", 7860)
 
 
 def run(node: Node, outcomes: str, start: float = 0.0, step: float = 0.25) -> Node:
-    """`.` a success, `x` a failure, `r` a refused connection, one every `step` seconds."""
+    """`.` a success, `x` no answer, `n` a "not ready", `r` a refused connection, one every `step` seconds."""
     for position, outcome in enumerate(outcomes):
         at = start + position * step
         failure = None if outcome == "." else "no answer"
-        node = observe(node, Observation(at, "10.0.0.1", failure, refused=outcome == "r"), RULES)
+        seen = Observation(at, "10.0.0.1", failure, refused=outcome == "r", answered=outcome in ".n")
+        node = observe(node, seen, RULES)
     return node
 
 
@@ -124,13 +125,27 @@ def test_held_down_nodes_that_answer_are_better_than_none() -> None:
     assert names([second], late) == [], "one good answer is none yet"
 
 
+def apis(*outcomes: str) -> dict[str, float]:
+    nodes = [run(Node(Target("api", f"a{index}", "h", 8000)), outcome) for index, outcome in enumerate(outcomes)]
+    peers = decide(nodes, 100.0, RULES)
+    assert peers is not None
+    return {peer.name: peer.weight for peer in peers["api"]}
+
+
+def test_an_api_that_answers_without_being_ready_takes_nothing_new_and_is_not_gone() -> None:
+    assert apis("..", "..nn", "..xx") == {"a0": 1, "a1": 0}
+    assert apis("..nn", "nn", "..nnxn", "..nnx") == {"a0": 0, "a1": 0, "a2": 0}, "without Redis none of them is ready"
+    assert apis("..nn..") == {"a0": 1}
+    assert names(fleet("..nn", ".."), 1.0) == ["n1"], "a page that is not well is of no use"
+
+
 def test_nodes_that_never_worked_are_not_doubted() -> None:
     assert names(fleet("xx", "rr"), 0.3) == []
 
 
 def test_a_peer_carries_the_address_of_the_newest_answer() -> None:
     node = run(Node(TARGET), "..")
-    node = observe(node, Observation(2.0, "10.0.0.9"), RULES)
+    node = observe(node, Observation(2.0, "10.0.0.9", answered=True), RULES)
     peers = decide([node], 2.0, RULES)
     assert peers is not None
     assert [peer.ip for peer in peers["webui"]] == ["10.0.0.9"]

@@ -6,6 +6,8 @@ local CREDENTIALS = { "Authorization", "X-Api-Key" }
 local CONNECT_MS, SEND_MS, READ_MS = 500, 500, 1000 -- then another one is asked
 local KEPT_MS, KEPT = 4000, 32 -- below the 5 s after which the api closes an idle connection
 local LONGEST_HEAD = 8192
+local MOST_ASKED = 3
+local PATIENCE_SECONDS, PAUSE_SECONDS = 3, 0.1 -- a part that restarts would be back by then
 
 local M = {}
 local turn = math.random(0, 1023)
@@ -49,17 +51,34 @@ local function ask(peer, text)
     return answer.status, answer.headers
 end
 
-local function all_of_them(peers) return peers end
+-- Those that take requests, in turns, and then the others: one that lacks Redis knows the keys all the same.
+local function willing(listed)
+    local ready, found = state.ready(listed), {}
+    for i = 1, #ready do found[i] = ready[(turn + i) % #ready + 1] end
+    for _, peer in ipairs(listed) do
+        if peer.weight == 0 then found[#found + 1] = peer end
+    end
+    return found
+end
 
--- Whether the key is good, and the headers of the api's answer; nil where no api could be asked.
-function M.ask()
-    local peers, text = state.choose("api", all_of_them), request()
-    turn = turn + 1
-    for i = 1, math.min(#peers, 3) do
-        local peer = peers[(turn + i) % #peers + 1]
-        local status, more = ask(peer, text)
+-- Whether one of the peers finds the key good, and the headers of its answer; nil where none of them could be asked.
+local function ask_any(peers, text)
+    for i = 1, math.min(#peers, MOST_ASKED) do
+        local status, more = ask(peers[i], text)
         if status and status < 500 then return status >= 200 and status < 300, more end
-        ngx.log(ngx.WARN, "api ", peer.name, " does not judge a key: ", status or more)
+        ngx.log(ngx.WARN, "api ", peers[i].name, " does not judge a key: ", status or more)
+    end
+end
+
+-- The same of all apis, again and again for a while.
+function M.ask()
+    local text, give_up_at = request(), ngx.now() + PATIENCE_SECONDS
+    while true do
+        turn = turn + 1
+        local peers = state.choose("api", willing)
+        local good, headers = ask_any(peers, text)
+        if good ~= nil or #peers == 0 or ngx.now() >= give_up_at then return good, headers end
+        ngx.sleep(PAUSE_SECONDS)
     end
 end
 

@@ -22,8 +22,9 @@ local function offer(pool, peers)
 end
 
 -- Any api replica serves any request: take turns.
-local function next_apis(all, stamp)
+local function next_apis(listed, stamp)
     if stamp ~= turns_stamp then
+        local all = state.ready(listed)
         turns, turns_stamp = {}, stamp
         for first = 1, #all do
             turns[first] = {}

@@ -1,7 +1,9 @@
 -- Which peers may get traffic, as the controller last said it. The whole state is replaced by
 --   PUT /state  {"epoch": "<controller's start, µs>", "version": n,
---                "pools": {"api": [{"name", "ip", "port"}], "webui": [{"name", "ip", "port", "weight", "busy"}]}}
--- weight 0: draining, what runs there goes on and nothing new begins. A peer that is not listed loses its WebSockets.
+--                "pools": {"api": [{"name", "ip", "port", "weight"}],
+--                          "webui": [{"name", "ip", "port", "weight", "busy"}]}}
+-- weight 0: draining, what runs there goes on and nothing new begins; an api may still be asked whose key is good (its
+-- weight may be missing). A peer that is not listed loses its WebSockets.
 -- busy (may be missing): how much the node itself says it has to do.
 -- 200 accepted, 400 malformed, 409 older than what is known; a refused state changes nothing. GET /state shows it.
 -- The shared dict outlives a reload, not a restart: the controller pushes again every 2 s.
@@ -47,7 +49,8 @@ local function check_peer(pool, peer, names)
     if not is_address(peer.ip) then return "has no ip" end
     if not is_integer(peer.port, 1, 65535) then return "has no port" end
     local weight = peer.weight
-    if pool == "webui" and not (type(weight) == "number" and weight >= 0 and weight <= MAX_WEIGHT) then
+    if pool == "api" and weight == nil then weight = 1 end
+    if not (type(weight) == "number" and weight >= 0 and weight <= MAX_WEIGHT) then
         return "has no weight"
     end
     if peer.busy ~= nil and not is_integer(peer.busy, 0, MAX_BUSY) then return "has a busy that is no number of jobs" end
@@ -141,18 +144,20 @@ local function answer(status, body)
     ngx.say(cjson.encode(body))
 end
 
-local function takes_requests(peers)
+-- Those of `peers` that take new requests.
+function M.ready(peers)
+    local ready = {}
     for _, peer in ipairs(peers) do
-        if (peer.weight or 1) > 0 then return true end
+        if (peer.weight or 1) > 0 then ready[#ready + 1] = peer end
     end
-    return false
+    return ready
 end
 
 -- Since when nobody of a pool has.
 local function note_who_takes(pools)
     for _, pool in ipairs(POOLS) do
         local key = "nobody in " .. pool
-        if takes_requests(pools[pool]) then dict:set(key, nil) else dict:add(key, ngx.now()) end
+        if #M.ready(pools[pool]) > 0 then dict:set(key, nil) else dict:add(key, ngx.now()) end
     end
 end
 
@@ -189,10 +194,11 @@ end
 -- GET /readyz: at least one api and one node can take requests, and this nginx is not about to stop.
 function M.serve_readiness()
     local pools = M.get().pools
-    local status = #pools.api > 0 and #pools.webui > 0 and "ok" or "unavailable"
+    local apis, webuis = #M.ready(pools.api), #pools.webui
+    local status = apis > 0 and webuis > 0 and "ok" or "unavailable"
     if is_leaving() then status = "leaving" end
     if status ~= "ok" then ngx.header["Retry-After"] = "2" end
-    answer(status == "ok" and 200 or 503, { status = status, api = #pools.api, webui = #pools.webui })
+    answer(status == "ok" and 200 or 503, { status = status, api = apis, webui = webuis })
 end
 
 return M
