@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from appliance.api.readiness import ANSWER_SECONDS
 from generator.certificates import make_authority, make_server
 from generator.plan import plan
 from generator.planned import Plan
@@ -106,6 +107,14 @@ def test_a_full_tmp_leaves_nginx_its_memory() -> None:
     (tmp,) = service["tmpfs"]
     size = int(tmp.partition("size=")[2].removesuffix("m"))
     assert 2 * size <= int(service["deploy"]["resources"]["limits"]["memory"].removesuffix("m"))
+
+
+def test_an_api_answers_before_any_controller_gives_up() -> None:
+    """What does not answer is gone; what says that it lacks Redis still judges keys."""
+    for images in ({"webui": "cuda"}, {"webui": "cpu"}):
+        gateway = plan(three_hosts(images=images)).hosts[0].gateway
+        assert gateway
+        assert gateway.probe_timeout_seconds / 2 >= ANSWER_SECONDS
 
 
 def test_a_post_is_never_marked_safe_to_repeat(tmp_path: Path) -> None:

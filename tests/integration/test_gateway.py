@@ -526,23 +526,50 @@ def test_an_api_that_is_not_ready_still_judges_keys_and_keeps_its_streams(setup:
         assert "still here" in str(talk.recv(5))
 
 
-def test_a_key_is_asked_for_again_while_the_apis_restart(setup: Setup) -> None:
-    setup.stop_controller()  # which would take them from the list
-    for upstream in setup.upstreams.values():
-        upstream.stop()
-    answers: list[int] = []
+@contextlib.contextmanager
+def visited_by_a_stranger(setup: Setup) -> Iterator[list[int]]:
+    """Somebody opens a page of a node with a key that the gateway has never seen; holds the status at the end."""
+    statuses: list[int] = []
 
     def visit() -> None:
         stranger = {"X-Api-Key": f"{USER}{uuid.uuid4()}"}
-        answers.append(httpx.get(setup.base + "/webui/page", headers=stranger, timeout=10).status_code)
+        statuses.append(httpx.get(setup.base + "/webui/page", headers=stranger, timeout=10).status_code)
 
     visitor = threading.Thread(target=visit)
     visitor.start()
     time.sleep(0.5)
+    try:
+        yield statuses
+    finally:
+        visitor.join()
+
+
+def test_a_key_is_asked_for_again_while_the_apis_restart(setup: Setup) -> None:
+    setup.stop_controller()  # which would take them from the list
     for upstream in setup.upstreams.values():
-        upstream.start()
-    visitor.join()
-    assert answers == [200]
+        upstream.stop()
+    with visited_by_a_stranger(setup) as statuses:
+        for upstream in setup.upstreams.values():
+            upstream.start()
+    assert statuses == [200]
+
+
+def test_unready_apis_that_restart_are_waited_for(setup: Setup) -> None:
+    """Without Redis they give up after a while, all at about the same time."""
+    setup.stop_controller()
+    state = setup.state().json()["state"]
+    unready = [{**peer, "weight": 0} for peer in state["pools"]["api"]]
+
+    def push(number: int, apis: list[dict[str, Any]]) -> None:
+        pools = {"api": apis, "webui": state["pools"]["webui"]}
+        assert setup.state({**state, "version": state["version"] + number, "pools": pools}).status_code == 200
+
+    push(1, unready)
+    time.sleep(3.5)  # longer than one waits where nobody has been ready
+    push(2, [])
+    with visited_by_a_stranger(setup) as statuses:
+        push(3, unready)
+    assert statuses == [200]
 
 
 def test_websockets_pass_and_stick(setup: Setup) -> None:

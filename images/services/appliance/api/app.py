@@ -14,6 +14,7 @@ from appliance.api.auth import TASK_PATHS, Authenticate, KeyRing
 from appliance.api.limits import BodyLimit
 from appliance.api.openapi import install_openapi
 from appliance.api.problems import install_handlers
+from appliance.api.readiness import Readiness
 from appliance.api.sdapi import PREFIX, SdapiRoutes
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
@@ -27,8 +28,14 @@ PARTS = (jobs, events, results, cluster, errors, trace, nodes, alerts)
 
 def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
     stopping = asyncio.Event()
-    causes, ticker = Desk(queue, stopping), Ticker(queue, settings.common.node_name)
-    services = Services(settings=settings, queue=queue, ticker=ticker, causes=causes, stopping=stopping)
+    services = Services(
+        settings=settings,
+        queue=queue,
+        ticker=Ticker(queue, settings.common.node_name),
+        causes=Desk(queue, stopping),
+        readiness=Readiness(queue),
+        stopping=stopping,
+    )
     app = FastAPI(
         title="AnimateDiff HA appliance",
         version="1",
@@ -64,6 +71,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
             services.stopping.set()
             await cancel_tasks(ticker)
             await services.causes.close()
+            await services.readiness.close()
             await services.queue.close()
 
     return lifespan

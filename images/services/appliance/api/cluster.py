@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,15 +12,12 @@ from pydantic import BaseModel, ValidationError
 from appliance.api.auth import Identity
 from appliance.api.problems import documented, unavailable
 from appliance.api.services import Caller, ServicesHere
-from appliance.errors import QueueError
 from appliance.queue.types import WorkerRecord
 
 router = APIRouter(tags=["cluster"])
 
 EVENT_SECONDS: Final = 3600
 SHOWN_EVENTS: Final = 200
-READY_SECONDS: Final = 0.4
-"""Less than a controller waits: one that does not answer is worse than one that says that it lacks Redis."""
 
 
 class CapabilitiesView(BaseModel):
@@ -137,12 +133,8 @@ async def read_health() -> dict[str, str]:
 async def read_readiness(services: ServicesHere) -> dict[str, Any]:
     if services.stopping.is_set():
         raise unavailable("shutting down")
-    try:
-        await asyncio.wait_for(services.queue.check_writable(), READY_SECONDS)
-    except asyncio.TimeoutError as error:
-        raise unavailable(f"Redis has not answered in {READY_SECONDS:g} s") from error
-    except QueueError as error:
-        raise unavailable("Redis is not writable") from error
+    if problem := await services.readiness.problem():
+        raise unavailable(problem)
     return {"status": "ok"}
 
 

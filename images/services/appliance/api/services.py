@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from appliance.api.auth import Identity, identity_of
 from appliance.api.problems import not_found, operators_only
+from appliance.api.readiness import Readiness
 from appliance.api.ticker import Ticker
 from appliance.causes.desk import Desk
 from appliance.errors import QueueUnavailable
@@ -31,6 +32,7 @@ class Services:
     queue: Queue
     ticker: Ticker
     causes: Desk
+    readiness: Readiness
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

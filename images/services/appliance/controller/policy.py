@@ -92,7 +92,9 @@ class Node:
     reason: str = "not probed yet"
     since: float = 0.0
     answers: bool = False
-    """It said something to the last probe, if only that it is not ready."""
+    """It says something when it is asked, if only that it is not ready; as patiently judged as `verdict`."""
+    silences: int = 0
+    """Probes in a row without any answer."""
     fingerprint: str = ""
     """The last one it told: what it is when it comes back is most likely what it was."""
     busy: int = 0
@@ -127,9 +129,7 @@ Peers = Mapping[str, tuple[Peer, ...]]
 
 def observe(node: Node, seen: Observation, rules: Rules) -> Node:
     """The node after one more probe."""
-    node = replace(node, answers=seen.answered, busy=seen.busy, fingerprint=seen.fingerprint or node.fingerprint)
-    if seen.answered:
-        node = replace(node, address=seen.address)
+    node = _heard(replace(node, busy=seen.busy, fingerprint=seen.fingerprint or node.fingerprint), seen, rules)
     if seen.failure is None:
         return _succeed(node, seen, rules)
     failed = replace(node, failures=node.failures + 1, successes=0)
@@ -140,6 +140,14 @@ def observe(node: Node, seen: Observation, rules: Rules) -> Node:
         return failed
     fallen = _turn(failed, verdict, seen)
     return _fall(fallen, seen.at, rules) if node.verdict is Verdict.UP else fallen
+
+
+def _heard(node: Node, seen: Observation, rules: Rules) -> Node:
+    if seen.answered:
+        return replace(node, answers=True, silences=0, address=seen.address)
+    silences = node.silences + 1
+    gone = seen.refused or silences >= rules.failures_to_fall
+    return replace(node, answers=node.answers and not gone, silences=silences)
 
 
 def _verdict_of(seen: Observation) -> Verdict:

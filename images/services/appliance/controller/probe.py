@@ -154,10 +154,11 @@ def look_up(host: str, port: int) -> asyncio.Future[list[str]]:
 def read_answer(pool: str, answer: Answer, seen: Observation) -> Observation:
     """`seen` with what this answer says. A page must say that it is ok: A1111's own ping, `{}`, comes from one that may
     not have loaded anything."""
-    seen = replace(seen, answered=True)
     bad_status = None if answer.status == 200 else f"{_PATHS[pool]} answered {answer.status}"
     if pool != "webui":
-        return replace(seen, failure=bad_status)
+        # Whoever says anything else is no api of ours: the gateway asks it whose key is good.
+        return replace(seen, failure=bad_status, answered=answer.status in (200, 503))
+    seen = replace(seen, answered=True)
     try:
         facts = json.loads(answer.body)
     except (ValueError, RecursionError):

@@ -41,6 +41,12 @@ def test_what_counts_as_healthy(pool: str, answer: Answer, fine: bool) -> None:
     assert (seen.at, seen.address, seen.refused, seen.answered) == (1.0, "10.0.0.1", False, True)
 
 
+@pytest.mark.parametrize("status", [204, 302, 401, 404, 500])
+def test_who_is_no_api_judges_no_keys(status: int) -> None:
+    seen = read_answer("api", Answer(status, b""), SEEN)
+    assert (seen.failure, seen.answered) == (f"/readyz answered {status}", False)
+
+
 def test_what_a_page_tells_besides() -> None:
     answer = Answer(503, b'{"status": "draining", "fingerprint": "abc", "load": 3}')
     seen = read_answer("webui", answer, SEEN)

@@ -134,7 +134,8 @@ def apis(*outcomes: str) -> dict[str, float]:
 
 def test_an_api_that_answers_without_being_ready_takes_nothing_new_and_is_not_gone() -> None:
     assert apis("..", "..nn", "..xx") == {"a0": 1, "a1": 0}
-    assert apis("..nn", "nn", "..nnxn", "..nnx") == {"a0": 0, "a1": 0, "a2": 0}, "without Redis none of them is ready"
+    assert apis("..nn", "nn", "..nnx", "..nnxn") == {"a0": 0, "a1": 0, "a2": 0, "a3": 0}, "none is ready without Redis"
+    assert apis("..", "..nnxx", "..nnr", "nnxxx", "xxxx") == {"a0": 1}
     assert apis("..nn..") == {"a0": 1}
     assert names(fleet("..nn", ".."), 1.0) == ["n1"], "a page that is not well is of no use"
 

@@ -113,13 +113,16 @@ function M.get()
     return known, stamp
 end
 
--- The peers of `pool` that `choose` takes; waits a while for the first one.
-function M.choose(pool, choose)
+local function lacks(kind, pool) return ("nobody %s in %s"):format(kind, pool) end
+
+-- The peers of `pool` that `choose` takes; waits a while for the first one. `lacking`: of which kind none is found, "ready"
+-- (the default) or "listed".
+function M.choose(pool, choose, lacking)
     while true do
         local now, stamp = M.get()
         local found = choose(now.pools[pool], stamp)
         if #found > 0 then return found end
-        local since = dict:get("nobody in " .. pool) or begun
+        local since = dict:get(lacks(lacking or "ready", pool)) or begun
         if ngx.now() >= since + PATIENCE_SECONDS or waiting >= MOST_WAITING then return found end
         waiting = waiting + 1
         ngx.sleep(LOOK_SECONDS)
@@ -144,20 +147,27 @@ local function answer(status, body)
     ngx.say(cjson.encode(body))
 end
 
--- Those of `peers` that take new requests.
-function M.ready(peers)
-    local ready = {}
+local function those(peers, are_ready)
+    local found = {}
     for _, peer in ipairs(peers) do
-        if (peer.weight or 1) > 0 then ready[#ready + 1] = peer end
+        if ((peer.weight or 1) > 0) == are_ready then found[#found + 1] = peer end
     end
-    return ready
+    return found
 end
 
--- Since when nobody of a pool has.
-local function note_who_takes(pools)
+-- Those of `peers` that take new requests.
+function M.ready(peers) return those(peers, true) end
+
+-- Those that only go on with what they have.
+function M.unready(peers) return those(peers, false) end
+
+-- Since when nobody of a kind is there.
+local function note_who_lacks(pools)
     for _, pool in ipairs(POOLS) do
-        local key = "nobody in " .. pool
-        if #M.ready(pools[pool]) > 0 then dict:set(key, nil) else dict:add(key, ngx.now()) end
+        for kind, count in pairs { ready = #M.ready(pools[pool]), listed = #pools[pool] } do
+            local key = lacks(kind, pool)
+            if count > 0 then dict:set(key, nil) else dict:add(key, ngx.now()) end
+        end
     end
 end
 
@@ -172,7 +182,7 @@ local function put()
     local stored, reason = dict:safe_set("body", body)
     if not stored then return answer(507, { type = "state-too-large", detail = reason }) end
     dict:set("received_at", ngx.now())
-    note_who_takes(state.pools)
+    note_who_lacks(state.pools)
     dict:set("stamp", state.epoch .. "/" .. state.version)
     return answer(200, { epoch = state.epoch, version = state.version })
 end

@@ -7,10 +7,12 @@ local CONNECT_MS, SEND_MS, READ_MS = 500, 500, 1000 -- then another one is asked
 local KEPT_MS, KEPT = 4000, 32 -- below the 5 s after which the api closes an idle connection
 local LONGEST_HEAD = 8192
 local MOST_ASKED = 3
-local PATIENCE_SECONDS, PAUSE_SECONDS = 3, 0.1 -- a part that restarts would be back by then
+-- A part that restarts would be back by then. The pauses grow, and no more than so many requests wait.
+local PATIENCE_SECONDS, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, MOST_WAITING = 3, 0.1, 0.5, 200
 
 local M = {}
 local turn = math.random(0, 1023)
+local waiting = 0 -- requests of this worker
 
 local function request()
     local lines = { "GET /internal/auth HTTP/1.1", "Host: api", "X-Request-Id: " .. ngx.var.appliance_request_id }
@@ -43,7 +45,8 @@ local function ask(peer, text)
     if not answer then
         local reused = socket:getreusedtimes()
         socket:close()
-        if reused and reused > 0 then return ask(peer, text) end -- it was closed while it lay there
+        -- It was closed while it lay there.
+        if reused and reused > 0 and why ~= "timeout" then return ask(peer, text) end
         return nil, why
     end
     -- A 204 has no body: the connection is clean.
@@ -51,34 +54,48 @@ local function ask(peer, text)
     return answer.status, answer.headers
 end
 
--- Those that take requests, in turns, and then the others: one that lacks Redis knows the keys all the same.
+-- Appends `peers`, each time another one first.
+local function append_in_turn(found, peers)
+    for i = 1, #peers do found[#found + 1] = peers[(turn + i) % #peers + 1] end
+end
+
+-- Those that take requests, and then the others: one that lacks Redis knows the keys all the same.
 local function willing(listed)
-    local ready, found = state.ready(listed), {}
-    for i = 1, #ready do found[i] = ready[(turn + i) % #ready + 1] end
-    for _, peer in ipairs(listed) do
-        if peer.weight == 0 then found[#found + 1] = peer end
-    end
+    local found = {}
+    append_in_turn(found, state.ready(listed))
+    append_in_turn(found, state.unready(listed))
     return found
 end
 
--- Whether one of the peers finds the key good, and the headers of its answer; nil where none of them could be asked.
+-- Whether one of the peers finds the key good, and the headers of its answer; nil and what was wrong where none of them
+-- could be asked.
 local function ask_any(peers, text)
+    local faults = {}
     for i = 1, math.min(#peers, MOST_ASKED) do
         local status, more = ask(peers[i], text)
         if status and status < 500 then return status >= 200 and status < 300, more end
-        ngx.log(ngx.WARN, "api ", peers[i].name, " does not judge a key: ", status or more)
+        faults[i] = "api " .. peers[i].name .. " does not judge a key: " .. (status or more)
     end
+    return nil, table.concat(faults, "; ")
 end
 
--- The same of all apis, again and again for a while.
+-- The same of all apis, again and again for a while; no headers where none of them could be asked.
 function M.ask()
-    local text, give_up_at = request(), ngx.now() + PATIENCE_SECONDS
+    local text, give_up_at, pause = request(), ngx.now() + PATIENCE_SECONDS, PAUSE_SECONDS
     while true do
         turn = turn + 1
-        local peers = state.choose("api", willing)
-        local good, headers = ask_any(peers, text)
-        if good ~= nil or #peers == 0 or ngx.now() >= give_up_at then return good, headers end
-        ngx.sleep(PAUSE_SECONDS)
+        local peers = state.choose("api", willing, "listed")
+        local good, more = ask_any(peers, text)
+        if good ~= nil then return good, more end
+        if #peers == 0 then return nil end
+        if ngx.now() + pause > give_up_at or waiting >= MOST_WAITING then
+            ngx.log(ngx.WARN, more)
+            return nil
+        end
+        waiting = waiting + 1
+        ngx.sleep(pause)
+        waiting = waiting - 1
+        pause = math.min(2 * pause, LONGEST_PAUSE_SECONDS)
     end
 end
 
