@@ -24,7 +24,7 @@ from appliance import storage
 from appliance.agent.loop import Agent
 from appliance.agent.webui import Webui
 from appliance.job import JobState, Priority, attempt_folder, job_folder, new_job_id
-from appliance.queue import CommitAnswer, FailKind, JobRecord, Queue, Submission
+from appliance.queue import BeatAnswer, CommitAnswer, FailKind, JobRecord, Queue, Submission
 from appliance.settings import AgentSettings, Common, Secret
 from tests.integration.redis_server import (  # noqa: F401
     FAST,
@@ -492,7 +492,9 @@ async def test_a_frozen_agent_wakes_up_fenced(
         described = storage.ResultFile.parse(peer._write_file(attempt_folder(job_id, heir.fence)))
         mine = storage.new_commit(job_id, heir.fence, "b/0", (described,))
         process.send_signal(signal.SIGCONT)
-        await asyncio.sleep(0.8)
+        for _ in range(8):  # the heir is alive all the while
+            await asyncio.sleep(0.1)
+            assert await queue.beat(heir) is BeatAnswer.OK
         assert storage.read_commit(peer.jobs_dir, job_id) is None
         assert storage.write_commit(peer.jobs_dir, mine).fence == heir.fence
         assert await queue.commit(heir, mine.to_json()) is CommitAnswer.DONE

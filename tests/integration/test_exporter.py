@@ -17,6 +17,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from appliance import keys
+from appliance.exporter.main import RATES_SECONDS
 from appliance.process_figures import own_figures
 from appliance.queue import FailKind, Queue
 from tests import nvml as stub
@@ -160,6 +161,10 @@ async def test_every_metric_of_the_table_in_one_scrape(
         up = "nvidia_smi_gpu_up"
         await until(exporter, lambda scrape: len(scrape.values.get(up, {})) == GPUS)
         await until_xid(exporter, state, 0)
+        end = time.monotonic() + 2 * RATES_SECONDS  # what was told first may have known no GPU's name
+        while "A10G" not in str(await redis.hget(keys.RATES, f"{NODE}/0")):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.2)
         await work(queue, redis)
         # One answer more since the scrape before: of what has not changed there is no mean.
         door.counts = json.loads(

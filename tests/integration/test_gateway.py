@@ -316,7 +316,7 @@ class Visitors:
 def test_visitors_stay_and_only_those_of_a_dead_node_move(setup: Setup) -> None:
     visitors = Visitors(setup, 60)
     before = visitors.nodes()
-    assert min(Counter(before)[node] for node in NODES) >= 8
+    assert min(Counter(before)[node] for node in NODES) >= 4
     assert visitors.nodes() == before
     setup.upstreams[NODES[1]].stop()
     wait_for("node out", lambda: NODES[1] not in setup.pool(), setup.logs)
@@ -548,9 +548,11 @@ def test_a_key_is_asked_for_again_while_the_apis_restart(setup: Setup) -> None:
     setup.stop_controller()  # which would take them from the list
     for upstream in setup.upstreams.values():
         upstream.stop()
+    first = setup.upstreams[NODES[0]]
+    first.start()  # and takes a second or so to import what it needs
+    assert not first.listens()
     with visited_by_a_stranger(setup) as statuses:
-        for upstream in setup.upstreams.values():
-            upstream.start()
+        pass
     assert statuses == [200]
 
 
@@ -601,7 +603,7 @@ def test_events_are_not_buffered(setup: Setup) -> None:
             if line:
                 arrivals.append(time.monotonic() - begin)
     assert len(arrivals) == 3
-    assert arrivals[0] < 0.25 < arrivals[1] < 0.55 < arrivals[2]
+    assert arrivals[2] - arrivals[0] > 0.3, arrivals
 
 
 @pytest.mark.parametrize("path", ["/api/v1/jobs", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"])

@@ -32,6 +32,8 @@ def guards() -> Iterator[list[Upstream]]:
     try:
         for guard in made:
             guard.start()
+        for guard in made:
+            wait_for(guard.name, guard.listens, str)
         yield made
     finally:
         for guard in made:

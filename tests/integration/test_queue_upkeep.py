@@ -66,8 +66,8 @@ async def test_a_replay_waits_like_a_new_job(queue: Queue) -> None:
 
 
 async def test_a_replay_has_as_much_time_as_at_first(queue: Queue) -> None:
-    job_id = await add(queue, deadline_seconds=0.2)
-    await asyncio.sleep(0.25)
+    job_id = await add(queue, deadline_seconds=0.6)
+    await asyncio.sleep(0.65)
     await queue.tick()
     assert (await read(queue, job_id)).state is JobState.DEAD
     await queue.requeue_dead(job_id)

@@ -74,7 +74,7 @@ class Watched:
         """Of each worker: what it does, and what the gateway sees in it."""
         with self.client() as client:
             return {
-                node["name"]: (node["state"], next(iter(node["seen_by"].values()))["state"])
+                node["name"]: (node["state"], next(iter(node["seen_by"].values()), {"state": ""})["state"])
                 for node in client.nodes()
                 if node["pool"] == "webui"
             }

@@ -166,7 +166,7 @@ def keep(node: Node, job: Job, step: int) -> int:
 def test_a_job_goes_on_elsewhere_to_the_same_bytes(
     node: Node, models: SmallModels, tmp_path: Path, sampler: str
 ) -> None:
-    job = Job(sampler=sampler, loras=[{"name": "sketch", "weight": 1.0}], steps=8)
+    job = Job(sampler=sampler, loras=[{"name": "sketch", "weight": 1.0}], steps=20)
     kept = keep(node, job, 3)
     other = start(models, tmp_path, jobs=node.jobs)
     try:
@@ -179,7 +179,7 @@ def test_a_job_goes_on_elsewhere_to_the_same_bytes(
 
 
 def test_another_lora_of_the_same_name_starts_over(node: Node, models: SmallModels) -> None:
-    job = Job(loras=[{"name": "sketch", "weight": 1.0}], steps=8)
+    job = Job(loras=[{"name": "sketch", "weight": 1.0}], steps=20)
     kept = keep(node, job, 3)
     assert kept > 0
     path = models.root / "lora" / "sketch.safetensors"

@@ -200,15 +200,15 @@ def test_two_people_at_once(page: Browser, proxy: Proxy, tmp_path: Path) -> None
     try:
         other.open(proxy.url)
         wait_for(lambda: other.value("model"))
-        order(page, steps=60)
+        order(page, steps=140)
         wait_for(lambda: "step" in page.text("phase"))
         assert other.text("history") == "", "runs are this browser's own"
         order(other, prompt="another boat", steps=5)
         other.wait_until("phase", "Next in line: another video is being made")
         order(other, prompt="one more", steps=5)
         other.wait_until("phase", "Number 2 in line")
-        page.wait_until("spoken", "ready")
-        other.wait_until("spoken", "ready")
+        page.wait_until("spoken", "ready", 30)
+        other.wait_until("spoken", "ready", 30)
         assert "one more" in other.text("history")
         assert "one more" not in page.text("history")
         assert other.complaints() == []
@@ -388,7 +388,7 @@ def test_a_cancel_that_failed_can_be_tried_again(page: Browser) -> None:
 def test_history_survives_a_reload_and_forgets_nothing_by_itself(page: Browser, proxy: Proxy, node: Node) -> None:
     order(page, prompt="first", steps=3)
     page.wait_until("spoken", "ready")
-    order(page, prompt="second", steps=60)
+    order(page, prompt="second", steps=150)
     wait_for(lambda: "step" in page.text("phase"))
     page.open(proxy.url)
     wait_for(lambda: page.is_shown("progress"))

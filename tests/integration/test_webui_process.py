@@ -85,10 +85,11 @@ async def test_a_stop_ends_it_within_the_step_and_keeps_the_process(start: Start
     process = await start(step_seconds=0.05)
     pid = process.pid
     run = process.submit(order(steps=150))
-    await until(lambda: run.step == 2)
+    await until(lambda: run.step >= 2)
+    reached = run.step
     await process.stop(run, "CANCELLED", "enough")
     assert await last_event(run) == {"event": "error", "reason": "CANCELLED", "message": "enough"}
-    assert run.step <= 4
+    assert run.step <= reached + 2
     assert (process.status, process.pid) == ("ok", pid)
 
 
@@ -194,8 +195,8 @@ async def test_closing_tells_the_stream_first_and_leaves_no_process(start: Start
     pid = process.pid
     run = process.submit(order())
     await until(lambda: run.step == 1)
-    closing = asyncio.create_task(process.close(0.3))
-    event = await asyncio.wait_for(last_event_now(run), 0.2)
+    closing = asyncio.create_task(process.close(2.0))
+    event = await asyncio.wait_for(last_event_now(run), 1.5)
     assert event == {"event": "error", "reason": "WORKER_LOST", "message": "shutting down"}
     await closing
     assert process.status == "draining"

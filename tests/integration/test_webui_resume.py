@@ -256,7 +256,7 @@ def keep(node: Node, job: Job, fence: int = 5, step: int = 3, **order: Any) -> i
 def test_another_fingerprint_or_request_starts_over(new_node: NewNode) -> None:
     first = new_node(APPLIANCE_CHECKPOINT_SECONDS="600")
     other = new_node(APPLIANCE_CHECKPOINT_SECONDS="600", APPLIANCE_CHECKPOINT="another-model")
-    job = Job(steps=10)
+    job = Job(steps=30)
     kept = keep(first, job)
     assert resumed_from(generate(other, job.order(6))) == 0
     changed = Job(**job.request | {"cfg_scale": 3})

@@ -28,11 +28,18 @@ class Node:
     name: str
     container: str
     ip: str
+    _pid: int = 0
 
     @property
     def pid(self) -> int:
-        """Of its process on this machine; 0 while it does not run."""
-        return int(must("inspect", "--format", "{{.State.Pid}}", self.container))
+        """Of its process on this machine."""
+        return self._pid or self.look()
+
+    def look(self) -> int:
+        """Asks for the process beforehand: a fault begins when it is told to, not when Docker has answered."""
+        self._pid = int(must("inspect", "--format", "{{.State.Pid}}", self.container))
+        assert self._pid, f"{self.name} does not run"  # 0 would be our own group
+        return self._pid
 
     def listens(self) -> bool:
         with socket.socket() as probe:
@@ -41,10 +48,12 @@ class Node:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+        self._pid = 0
 
     def start(self) -> None:
         must("start", self.container)
         wait_for(self.name, self.listens, self.said)
+        self.look()
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -107,5 +116,6 @@ def three_nodes(tag: str) -> Iterator[Stage]:
                 f"animatediff-ha/services:{tag}", "/node.py", node.name,
             )  # fmt: skip
             wait_for(node.name, node.listens, node.said)
+            node.look()
             nodes.append(node)
         yield Stage(nodes, network, closing)
