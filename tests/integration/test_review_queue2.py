@@ -78,9 +78,9 @@ async def test_every_replay_has_the_same_time_again(queue: Queue, redis: Redis) 
 async def test_a_deadline_that_passed_while_it_ran_ends_a_job_that_no_worker_takes_again(
     queue: Queue, redis: Redis
 ) -> None:
-    job_id = await add(queue, deadline_seconds=0.5)
+    job_id = await add(queue, deadline_seconds=0.1)
     claim = await take(queue)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.15)
     await queue.tick()
     assert (await queue.fail(claim, FailKind.RELEASE, "WORKER_LOST", "drained")).state is JobState.QUEUED
     await queue.tick()  # no worker is left to ask for it
