@@ -37,6 +37,13 @@ def render(the_plan: Plan, folder: Path) -> Path:
     return folder
 
 
+def sysctls(the_plan: Plan) -> list[str]:
+    """`docker run`'s words for what Compose sets for the first host's gateway."""
+    files = render_host(the_plan.cluster, the_plan.hosts[0], read_sources())
+    found = yaml.safe_load(files["compose.yaml"])["services"]["gateway"]["sysctls"]
+    return [word for name, value in found.items() for word in ("--sysctl", f"{name}={value}")]
+
+
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=300, check=False)
 

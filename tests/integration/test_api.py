@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import anyio.to_thread
 import httpx
 import pytest
 import pytest_asyncio
@@ -377,6 +378,23 @@ async def test_the_api_process_ends_open_streams_and_exits_0(
             while await lines.__anext__() != "event: job":
                 pass
         assert [line async for line in lines][-1] == ""
+
+
+async def test_a_storage_that_hangs_takes_nothing_with_it(api: httpx.AsyncClient) -> None:
+    """Whoever downloads waits in a thread; here all of them do."""
+    threads = anyio.to_thread.current_default_thread_limiter()
+    readers = [object() for _ in range(int(threads.available_tokens))]
+    for reader in readers:
+        threads.acquire_on_behalf_of_nowait(reader)
+    try:
+        assert (await asyncio.wait_for(api.get("/readyz"), 5)).status_code == 200
+        assert (await asyncio.wait_for(api.get("/internal/auth", headers=as_user("ada")), 5)).status_code == 204
+        taken = api.post("/api/v1/jobs", json={"prompt": "a"}, headers=as_user("ada"))
+        assert (await asyncio.wait_for(taken, 5)).status_code == 202
+        assert (await asyncio.wait_for(api.get("/api/v1/nodes", headers=as_user("root")), 5)).status_code == 200
+    finally:
+        for reader in readers:
+            threads.release_on_behalf_of(reader)
 
 
 async def test_while_redis_hangs_the_api_says_so_soon_and_judges_keys(

@@ -32,7 +32,7 @@ from appliance.api.auth import presented_key
 from generator.planned import Plan
 from generator.secrets import nginx_header
 from generator.sources import ROOT
-from tests.contract.test_gateway_config import certificate, docker, gateway_plan, render
+from tests.contract.test_gateway_config import certificate, docker, gateway_plan, render, sysctls
 
 USER = "user-"
 """How every key begins that the upstreams take."""
@@ -188,7 +188,7 @@ class Setup:
             "--security-opt", "no-new-privileges:true", "--init", "--tmpfs", "/tmp:mode=1777",
             "--user", f"{user}:{user}", "-e", "APPLIANCE_NODE_NAME=gpu-01",
             "-e", f"APPLIANCE_LEAVE_SECONDS={self.leave_seconds:g}",
-            "-p", "127.0.0.1::8080", "-p", "127.0.0.1::8443",
+            "-p", "127.0.0.1::8080", "-p", "127.0.0.1::8443", *sysctls(self.plan),
             *(argument for source, target in mounts.items() for argument in ("-v", f"{source}:{target}")),
             f"animatediff-ha/gateway:{self.tag}",
         )  # fmt: skip
@@ -242,11 +242,17 @@ class Setup:
                 return client.get("http://state/state")
             return client.put("http://state/state", content=body if isinstance(body, str) else json.dumps(body))
 
-    def pool(self, pool: str = "webui") -> set[str]:
-        """Those that take requests."""
+    def peers(self, pool: str) -> list[dict[str, Any]]:
         answer = self.state()
-        peers = answer.json()["state"]["pools"][pool] if answer.status_code == 200 else []
-        return {peer["name"] for peer in peers if peer.get("weight", 1) > 0}
+        found: list[dict[str, Any]] = answer.json()["state"]["pools"][pool] if answer.status_code == 200 else []
+        return found
+
+    def pool(self, pool: str = "webui") -> set[str]:
+        return {peer["name"] for peer in self.peers(pool)}
+
+    def takers(self, pool: str) -> set[str]:
+        """Those that take new requests."""
+        return {peer["name"] for peer in self.peers(pool) if peer.get("weight", 1) > 0}
 
     def logs(self) -> str:
         gateway = docker("logs", "--tail", "20", self.container)
@@ -254,7 +260,7 @@ class Setup:
         return gateway.stdout + gateway.stderr + (controller.read_text()[-4000:] if controller.exists() else "")
 
     def wait_for_all(self) -> None:
-        wait_for("all peers", lambda: self.pool() == self.pool("api") == set(self.upstreams), self.logs)
+        wait_for("all peers", lambda: self.takers("webui") == self.takers("api") == set(self.upstreams), self.logs)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from tests.integration.fault_stage.contenders import Ours, ours
@@ -106,6 +108,33 @@ async def test_without_any_node_visitors_are_told_why_and_all_is_well_after(stag
     )
     assert seen.back is not None
     assert seen.back < 5
+
+
+async def test_who_waits_for_a_host_that_is_gone_is_told(stage: tuple[Stage, Ours]) -> None:
+    """A generation, which may take an hour, on a host that has lost its cable or its power: no word comes from it."""
+    nodes, gateway = stage
+    await whole(nodes, gateway)
+    host, port = gateway.address
+    mark = uuid.uuid4().hex
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", headers=gateway.key, timeout=120) as client:
+        headers = {"X-Post-Id": mark}
+        asking = asyncio.create_task(client.post("/sdapi/v1/txt2img?wait=600", json={}, headers=headers))
+        end = time.monotonic() + 10
+        while not (at_work := [node for node in nodes.nodes if mark in node.posts()]):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
+        (node,) = at_work
+        await asyncio.sleep(1)  # it has acknowledged the request, and all is quiet
+        began = time.monotonic()
+        try:
+            node.drop("INPUT")
+            node.drop("OUTPUT")
+            answer = await asking
+        finally:
+            node.pass_again()
+    print(f"\ntold after {time.monotonic() - began:.1f} s")
+    assert (answer.status_code, answer.headers["content-type"]) == (502, "application/problem+json")
+    assert sum(node.posts().count(mark) for node in nodes.nodes) == 1, "it may have been done: nobody does it again"
 
 
 async def test_nobody_notices_that_the_controller_is_gone(stage: tuple[Stage, Ours]) -> None:

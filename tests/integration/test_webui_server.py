@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from safetensors.numpy import save_file
 
 from tests.integration.metrics_text import value_of
 from tests.integration.webui_node import ROOT, TOKEN, Node, generate, is_alive, order, wait_for
@@ -202,6 +204,15 @@ def test_metrics_count_what_happened(node: Node) -> None:
     assert value("webui_engine_resident_memory_bytes") > 10e6
     assert value("animatediff_model_load_time_seconds_count", cache="cold", model="synthetic") == 1
     assert value("process_cpu_seconds_total") > 0
+    assert value("webui_generations_total", outcome="GPU_LOST") == 0, "told before the first one"
+
+
+def test_a_file_that_comes_right_after_the_start_is_told(new_node: Callable[..., Node]) -> None:
+    node = new_node()
+    node.wait("ok")
+    (node.models / "lora").mkdir(exist_ok=True)
+    save_file({"weight": np.zeros(1, np.float32)}, node.models / "lora" / "late.safetensors")
+    wait_for(lambda: "late" in node.wait("ok")["capabilities"]["loras"], 15)
 
 
 def test_metrics_say_what_is_loaded_and_what_the_engine_only_keeps(new_node: Callable[..., Node]) -> None:

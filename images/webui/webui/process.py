@@ -14,7 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -30,6 +30,8 @@ Status = Literal["loading", "ok", "error", "draining"]
 
 STEPS = Counter("webui_steps", "Denoising steps done")
 GENERATIONS = Counter("webui_generations", "Generations by outcome: done or the reason of the failure", ["outcome"])
+for _outcome in ("done", *get_args(Reason)):  # from 0 on: Prometheus sees no increase in what begins with a 1
+    GENERATIONS.labels(_outcome)
 STARTS = Counter("webui_engine_starts", "Starts of the engine process")
 RESIDENT = Gauge("webui_engine_resident_memory_bytes", "Resident memory of the engine process")
 CACHED = Gauge(

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from webui.engine.base import POISONING, Capabilities, Engine, EngineError
+from webui.engine.base import POISONING, Capabilities, Engine, EngineError, StorageError
 from webui.logs import set_up_logs
 from webui.place import place_of
 from webui.request import FORMATS, VideoRequest
@@ -64,7 +64,7 @@ class Worker:
             return EXIT_LOAD_FAILED
         threading.Thread(target=self._read_commands, args=[capabilities], name="commands", daemon=True).start()
         threading.Thread(target=self._tell_gpu, name="gpu", daemon=True).start()
-        threading.Thread(target=self._tell_models, name="models", daemon=True).start()
+        threading.Thread(target=self._tell_models, args=[asdict(capabilities)], name="models", daemon=True).start()
         self._send({"type": "ready", "capabilities": asdict(capabilities), "load_seconds": loaded - started})
         log.info("engine ready", extra={"event": "engine_ready", "seconds": round(time.monotonic() - started, 3)})
         while True:
@@ -86,9 +86,8 @@ class Worker:
         except Exception:  # the generation fails by itself, and says it better
             log.exception("the GPU tells nothing any more")
 
-    def _tell_models(self) -> None:
+    def _tell_models(self, told: dict[str, Any]) -> None:
         """Files may come and go while this runs. In a thread of its own: storage that hangs must hold up nothing."""
-        told: dict[str, Any] = {}
         while True:
             time.sleep(MODELS_SECONDS)
             try:
@@ -96,7 +95,7 @@ class Worker:
             except OSError as error:
                 log.warning("cannot list the models: %s", error)
                 continue
-            if told and offers != told:
+            if any(told[name] != offer for name, offer in offers.items()):
                 self._send({"type": "offers", "offers": offers})
             told = offers
 
@@ -114,11 +113,12 @@ class Worker:
     def _run(self, task: Task, capabilities: Capabilities) -> str | None:
         """Returns the reason of a failure."""
         failure: EngineError | None = None
-        where = ""
+        where, storage = "", False
         try:
             self._generate(task, capabilities)
         except EngineError as error:
             failure, where = EngineError(error.reason, error.message), place_of(error)
+            storage = isinstance(error, StorageError)
             if failure.reason == "OOM":
                 task.keep()  # decoding may fit with cheaper settings: its steps need not be done again for that
         except MemoryError:
@@ -142,7 +142,8 @@ class Worker:
             raise
         finally:  # a broken GPU fails here again, which ends this process; the first reason is the true one
             if failure is not None:
-                task.event("error", reason=failure.reason, message=failure.message, where=where)
+                more = {"storage": True} if storage else {}
+                task.event("error", reason=failure.reason, message=failure.message, where=where, **more)
         return failure.reason if failure is not None else None
 
     def _generate(self, task: Task, capabilities: Capabilities) -> None:

@@ -1,7 +1,8 @@
 """A node and an api in one, as small as they come: `node.py NAME` in a container, on port 7860.
 
 It answers pings, keys, pages, posts and WebSockets; `GET /mode?…` makes it ill: `ping` (what its ping says), `status`
-(of everything else), `delay` (seconds before any answer). Every post's id is a line of its output.
+(of everything else), `delay` (seconds before any answer). Every post's id is a line of its output; `?wait=` of a post:
+seconds from there to its answer.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         return False
     if method == "POST":
         print("post", headers.get("x-post-id", "?"), flush=True)
+        await asyncio.sleep(float(dict(parse_qsl(urlsplit(target).query)).get("wait", 0)))
     return send(writer, int(mode["status"]), {"node": NAME}) and goes_on
 
 

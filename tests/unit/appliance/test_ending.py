@@ -23,6 +23,12 @@ def test_reasons_choose_the_budget(reason: object, kind: FailKind) -> None:
     assert of_error_event({"reason": reason}).kind is kind
 
 
+def test_a_full_storage_costs_a_job_nothing() -> None:
+    ending = of_error_event({"reason": "UNKNOWN", "message": "no space left", "storage": True})
+    assert (ending.refused, ending.reason, ending.message) == (True, Reason.UNKNOWN, "no space left")
+    assert of_error_event({"reason": "UNKNOWN", "storage": "yes"}).kind is FailKind.ERROR
+
+
 @pytest.mark.parametrize(
     ("error", "started", "kind", "refused"),
     [

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from webui import durable
-from webui.engine.base import Clip, EngineError, Frames, StoppedError
+from webui.engine.base import Clip, EngineError, Frames, StoppedError, StorageError
 from webui.engine.synthetic import draw_frames
 from webui.request import FORMATS, VideoRequest
 from webui.video import gif, result
@@ -246,7 +246,15 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
     with pytest.raises(EngineError, match=r"the result cannot be written: .* No space left on device") as raised:
         write(tmp_path, *FORMATS)
     assert raised.value.reason == "UNKNOWN"
+    assert isinstance(raised.value, StorageError), "not the job's fault"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_in_the_way_is_no_fault_of_the_storage(tmp_path: Path) -> None:
+    (tmp_path / "video.gif").mkdir()
+    with pytest.raises(EngineError) as raised:
+        write(tmp_path, "gif")
+    assert not isinstance(raised.value, StorageError)
 
 
 def test_progress_goes_over_all_formats_and_can_stop_the_work_in_any(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def refused(message: str) -> Failed:
 def of_error_event(event: dict[str, Any]) -> Failed:
     reason = Reason.parse(event.get("reason"))
     kind, where = KIND_OF_REASON.get(reason, FailKind.ERROR), event.get("where")
+    if event.get("storage") is True:  # it is full, or away: not the job's fault, and its steps are good
+        kind = FailKind.REFUSED
     message = str(event.get("message") or "no message")
     return Failed(kind, reason, message, where if isinstance(where, str) else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 
 import uvicorn
 import uvloop
@@ -21,6 +22,9 @@ from appliance.settings import ApiSettings
 
 log = logging.getLogger(__name__)
 SHUTDOWN_SECONDS = 8
+PATIENCE = (5, 10)
+"""How many times longer than the others an api waits for a lost Redis before it starts afresh: until then it judges
+keys and shows videos, and its replicas, which lost Redis with it, should not all be away at once."""
 
 
 def run(settings: ApiSettings) -> int:
@@ -52,7 +56,8 @@ async def _serve(settings: ApiSettings) -> int:
     )
     server = Server(config, app.state.services.stopping)
     serving = start_task("serve", server.serve())
-    watchdog = start_task("redis watchdog", watch_redis(link, settings.redis.watchdog_seconds))
+    patience = settings.redis.watchdog_seconds * random.uniform(*PATIENCE)  # noqa: S311 - no secret
+    watchdog = start_task("redis watchdog", watch_redis(link, patience))
     telling = start_task("process figures", tell_process(link, settings.common.node_name, "api"))
     await asyncio.wait({serving, watchdog}, return_when=asyncio.FIRST_COMPLETED)
     lost = not serving.done()

@@ -36,18 +36,20 @@ class Services:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def get_services(connection: HTTPConnection) -> Services:
+# All three `async`: FastAPI would ask plain ones in the few threads that also read videos, and a hung or slow storage,
+# which holds those, would take every call with it, readiness and the judging of keys first.
+async def get_services(connection: HTTPConnection) -> Services:
     services = connection.app.state.services
     assert isinstance(services, Services)  # noqa: S101 - set by create_app, for mypy
     return services
 
 
-def get_identity(connection: HTTPConnection) -> Identity:
+async def get_identity(connection: HTTPConnection) -> Identity:
     return identity_of(connection.state)
 
 
-def get_operator(connection: HTTPConnection) -> Identity:
-    caller = get_identity(connection)
+async def get_operator(connection: HTTPConnection) -> Identity:
+    caller = identity_of(connection.state)
     if not caller.is_operator:
         raise operators_only()
     return caller

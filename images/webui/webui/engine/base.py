@@ -41,6 +41,13 @@ class EngineError(Exception):
         self.message = message
 
 
+class StorageError(EngineError):
+    """The shared storage does not take the result: it is full, read-only or away. Says nothing against the job."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("UNKNOWN", message)
+
+
 class StoppedError(EngineError):
     def __init__(self) -> None:
         super().__init__("CANCELLED", "stopped on request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from webui.durable import sync, write_file
-from webui.engine.base import Clip, EngineError, Told, nobody
+from webui.engine.base import Clip, EngineError, StorageError, Told, nobody
 from webui.request import FORMATS, VideoRequest
 from webui.video.film import Film, Pixels
 from webui.video.gif import encode_gif
@@ -29,6 +30,13 @@ MEDIA_TYPES = {
     "frames": "image/png",
 }
 PASSES = {"gif": 2}  # how often a format looks at every frame, where it is not once
+STORAGE_FAULTS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+        *(errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM),
+    }
+)
+"""What a result may meet through no fault of its own."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ def write_result(
             with contextlib.suppress(OSError):
                 (folder / file.name).unlink()
         if isinstance(error, OSError):
-            raise EngineError("UNKNOWN", f"the result cannot be written: {error}") from error
+            message = f"the result cannot be written: {error}"
+            raise StorageError(message) if error.errno in STORAGE_FAULTS else EngineError("UNKNOWN", message) from error
         raise
     return written
 
