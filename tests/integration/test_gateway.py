@@ -322,7 +322,7 @@ class Visitors:
 def test_visitors_stay_and_only_those_of_a_dead_node_move(setup: Setup) -> None:
     visitors = Visitors(setup, 60)
     before = visitors.nodes()
-    assert min(Counter(before)[node] for node in NODES) >= 4
+    assert min(Counter(before)[node] for node in NODES) >= 8
     assert visitors.nodes() == before
     setup.upstreams[NODES[1]].stop()
     wait_for("node out", lambda: NODES[1] not in setup.pool(), setup.logs)
@@ -604,12 +604,12 @@ def test_only_websockets_are_upgraded(setup: Setup) -> None:
 
 def test_events_are_not_buffered(setup: Setup) -> None:
     begin, arrivals = time.monotonic(), []
-    with httpx.stream("GET", setup.base + "/api/v1/jobs/1/events", headers=KEY) as answer:
+    with httpx.stream("GET", setup.base + "/api/v1/jobs/1/events", headers=KEY, verify=PLAIN) as answer:
         for line in answer.iter_lines():
             if line:
                 arrivals.append(time.monotonic() - begin)
     assert len(arrivals) == 3
-    assert arrivals[2] - arrivals[0] > 0.3, arrivals
+    assert arrivals[0] < 0.25 < arrivals[1] < 0.55 < arrivals[2]
 
 
 @pytest.mark.parametrize("path", ["/api/v1/jobs", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"])

@@ -221,16 +221,13 @@ def test_it_answers_while_busy_and_stops_within_a_step(server: Server) -> None:
     with server.client.stream("POST", "/internal/generate", json=order(steps=150)) as stream:
         events = (json.loads(line) for line in stream.iter_lines())
         next(event for event in events if event["event"] == "step")
-        waits = []
-        for _ in range(3):
-            started = time.monotonic()
-            assert server.ping()["busy"]
-            waits.append(time.monotonic() - started)
-        assert min(waits) < 0.5, waits
+        started = time.monotonic()
+        assert server.ping()["busy"]
+        assert time.monotonic() - started < 0.5
         assert server.client.post("/internal/interrupt", json={"job": None}).json()["stopped"] is True
         rest = list(events)
     assert rest[-1]["reason"] == "CANCELLED"
-    assert sum(event["event"] == "step" for event in rest) < 60, "the pings and one step, not the 150 steps"
+    assert sum(event["event"] == "step" for event in rest) < 20, "the ping and one step, not the 150 steps"
     assert generate(server, order())[-1]["event"] == "done"
 
 

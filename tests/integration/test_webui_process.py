@@ -195,8 +195,8 @@ async def test_closing_tells_the_stream_first_and_leaves_no_process(start: Start
     pid = process.pid
     run = process.submit(order())
     await until(lambda: run.step == 1)
-    closing = asyncio.create_task(process.close(2.0))
-    event = await asyncio.wait_for(last_event_now(run), 1.5)
+    closing = asyncio.create_task(process.close(0.3))
+    event = await asyncio.wait_for(last_event_now(run), 0.2)
     assert event == {"event": "error", "reason": "WORKER_LOST", "message": "shutting down"}
     await closing
     assert process.status == "draining"

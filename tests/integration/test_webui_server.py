@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,24 @@ def test_sigterm_ends_the_job_as_lost_and_the_server_in_time(new_node: Callable[
     assert not is_alive(child)
 
 
+def test_a_full_storage_says_nothing_against_the_job(new_node: Callable[..., Node], tmp_path: Path) -> None:
+    """A real one: a page of memory. The markers take no room, the video does not fit."""
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", full], check=True)
+    try:
+        node = new_node(jobs=full)
+        node.wait("ok")
+        last = generate(node, order(frames=16))[-1]
+        assert (last["event"], last["reason"], last.get("storage")) == ("error", "UNKNOWN", True), last
+        assert "No space left on device" in last["message"]
+        assert [path for path in full.rglob("*") if path.is_file()] == [full / ".animatediff-ha"]
+        node.wait("ok")
+        node.close()
+    finally:
+        subprocess.run(["umount", "--lazy", full], check=True)
+
+
 def test_an_idle_server_stops_at_once(new_node: Callable[..., Node]) -> None:
     node = new_node()
     node.wait("ok")
@@ -302,7 +321,8 @@ def test_a_frozen_engine_does_not_freeze_the_ping(new_node: Callable[..., Node])
         lines = (json.loads(line) for line in stream.iter_lines())
         next(lines)
         os.kill(node.child(), signal.SIGSTOP)
-        next(event for event in lines if event["event"] == "alive" and event["progress_age_seconds"] >= 0.5)
+        alive = (event for event in islice(lines, 20) if event["event"] == "alive")
+        assert any(event["progress_age_seconds"] >= 0.5 for event in alive)
         started = time.monotonic()
         assert node.ping() is not None
         assert time.monotonic() - started < 0.5
