@@ -13,6 +13,8 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from async_timeout import timeout
+
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +41,8 @@ async def wait_or_stop(stop: asyncio.Event, seconds: float) -> bool:
     if seconds <= 0:
         return stop.is_set()
     try:
-        await asyncio.wait_for(stop.wait(), seconds)
+        async with timeout(seconds):
+            await stop.wait()
     except asyncio.TimeoutError:
         return False
     return True

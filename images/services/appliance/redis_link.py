@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import redis.exceptions as wire
+from async_timeout import timeout
 from redis.asyncio import ConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -193,7 +194,8 @@ class RedisLink:
         try:
             # A frozen master takes connections and says nothing; by the next try there may be another.
             check = self._require_safe_master(client, address)
-            await asyncio.wait_for(check, self._patience())
+            async with timeout(self._patience()):
+                await check
         except (UnsafeRedis, asyncio.CancelledError):
             await close_quietly(client)
             raise

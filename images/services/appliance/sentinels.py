@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.exceptions as wire
+from async_timeout import timeout
 from redis.asyncio import Redis
 
 from appliance.errors import QueueUnavailable
@@ -128,7 +129,8 @@ class Sentinels:
 
     async def _ask(self, address: Address) -> View | None:
         try:
-            view = await asyncio.wait_for(self._view(address), ANSWER_SECONDS - 0.1)
+            async with timeout(ANSWER_SECONDS - 0.1):
+                view = await self._view(address)
         except (wire.RedisError, OSError, asyncio.TimeoutError, LookupError, TypeError, ValueError) as error:
             log.debug("Sentinel %s: %s", address, error or type(error).__name__)
             self._silent_until[address] = time.monotonic() + PAUSE_SECONDS
@@ -164,6 +166,7 @@ def _views(tasks: Iterable[asyncio.Task[View | None]]) -> list[View]:
 
 async def close_quietly(client: Redis) -> None:
     try:
-        await asyncio.wait_for(client.aclose(), 1.0)
+        async with timeout(1.0):
+            await client.aclose()
     except (wire.RedisError, OSError, asyncio.TimeoutError, RuntimeError) as error:
         log.debug("closing a Redis client: %s", error)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from async_timeout import timeout
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from sdapi.origin import is_own_origin
@@ -59,18 +60,21 @@ class LocalSockets:
                 is_over = run.is_over
                 await _send(socket, {"event": run.state, "run": self._view(run)})
                 if is_over:
-                    await asyncio.wait_for(socket.close(1000), SEND_SECONDS)
+                    async with timeout(SEND_SECONDS):
+                        await socket.close(1000)
                     return
                 if run.preview is not shown:
                     shown = run.preview
                     await _send(socket, {"event": "preview", "step": run.preview_step, "image": _data_uri(shown)})
                 await asyncio.sleep(PAUSE_SECONDS)
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(changed.wait(), KEEP_ALIVE_SECONDS)
+                    async with timeout(KEEP_ALIVE_SECONDS):
+                        await changed.wait()
 
 
 async def _send(socket: WebSocket, message: dict[str, Any]) -> None:
-    await asyncio.wait_for(socket.send_text(json.dumps(message)), SEND_SECONDS)
+    async with timeout(SEND_SECONDS):
+        await socket.send_text(json.dumps(message))
 
 
 async def _listen(socket: WebSocket) -> None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from async_timeout import timeout
 from prometheus_client import Counter, Gauge, Histogram
 
 import webui
@@ -113,7 +114,8 @@ class EngineProcess:
             else:
                 delay = 0.2
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), delay)
+                async with timeout(delay):
+                    await self._closing.wait()
 
     def submit(self, order: Order) -> Run:
         """Raises NotReadyError or BusyError."""
@@ -204,7 +206,8 @@ class EngineProcess:
         if self._closing.is_set():
             self._kill()
         try:
-            return await asyncio.wait_for(child.wait(), EXIT_SECONDS)
+            async with timeout(EXIT_SECONDS):
+                return await child.wait()
         except asyncio.TimeoutError:
             self._kill()
             return await child.wait()
@@ -311,7 +314,8 @@ def explain_exit(code: int) -> tuple[Reason, str]:
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with timeout(seconds):
+            await event.wait()
     except asyncio.TimeoutError:
         return False
     return True

@@ -11,6 +11,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from async_timeout import timeout
+
 from appliance.errors import StorageError
 
 T = TypeVar("T")
@@ -56,6 +58,7 @@ class Disk:
         """Raises StorageError where `operation` does, and when it does not answer in time."""
         work = _THREADS.submit(partial(operation, self._jobs_dir))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(work), self._seconds)
+            async with timeout(self._seconds):
+                return await asyncio.wrap_future(work)
         except asyncio.TimeoutError as error:
             raise StorageError(f"no answer for {self._seconds:g} s") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from async_timeout import timeout
+
 from appliance.agent.ending import Ending, Failed, Fenced
 from appliance.agent.watch import Progress
 from appliance.errors import QueueError
@@ -70,7 +72,8 @@ class Lease:
 
     async def _pause(self) -> None:
         try:
-            await asyncio.wait_for(self._now.wait(), self._queue.settings.beat_seconds)
+            async with timeout(self._queue.settings.beat_seconds):
+                await self._now.wait()
         except asyncio.TimeoutError:
             return
 

@@ -7,6 +7,8 @@ import json
 import logging
 import uuid
 
+from async_timeout import timeout
+
 from appliance.agent.webui import AnyWebui, Ping
 from appliance.errors import QueueError
 from appliance.job import Capabilities
@@ -74,7 +76,8 @@ class Presence:
     async def say_goodbye(self) -> None:
         self.state = "stopped"
         try:
-            await asyncio.wait_for(self._register(), 1.0)
+            async with timeout(1.0):
+                await self._register()
         except (QueueError, asyncio.TimeoutError) as error:
             log.debug("left without a word: %s", error)
 

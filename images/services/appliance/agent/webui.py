@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import httpx
+from async_timeout import timeout
 
 from appliance.errors import ApplianceError
 from appliance.job import Capabilities
@@ -89,7 +90,8 @@ class Webui:
     async def ping(self) -> Ping:
         try:
             # httpx bounds each read, but not the whole.
-            response = await asyncio.wait_for(self._client.get("/internal/ping"), CONNECT_SECONDS + PING_SECONDS)
+            async with timeout(CONNECT_SECONDS + PING_SECONDS):
+                response = await self._client.get("/internal/ping")
             facts = response.json()
         except (httpx.HTTPError, ValueError, RecursionError, asyncio.TimeoutError) as error:
             return Ping(ready=False, status=f"unreachable: {error or type(error).__name__}")
@@ -120,10 +122,10 @@ class Webui:
         Answers the step of the newest checkpoint, where there is one.
         """
         body = {"job": job_id, "fence": fence, "checkpoint": checkpoint}
-        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        each = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         try:
-            asking = self._client.post("/internal/interrupt", json=body, timeout=timeout)
-            response = await asyncio.wait_for(asking, CONNECT_SECONDS + seconds)
+            async with timeout(CONNECT_SECONDS + seconds):
+                response = await self._client.post("/internal/interrupt", json=body, timeout=each)
             answer = response.json() if response.status_code < 400 else None
         except (httpx.HTTPError, ValueError, RecursionError, asyncio.TimeoutError) as error:
             raise WebuiError(f"interrupt failed: {error or type(error).__name__}") from error
@@ -138,11 +140,11 @@ class Webui:
 
         There is no read timeout: the caller watches the silence, since only it knows when it was frozen itself.
         """
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        forever = httpx.Timeout(None, connect=CONNECT_SECONDS)
         kind = {"Content-Type": "application/json"}
         try:
             async with self._client.stream(
-                "POST", "/internal/generate", content=body, headers=kind, timeout=timeout
+                "POST", "/internal/generate", content=body, headers=kind, timeout=forever
             ) as response:
                 if response.status_code != 200:
                     await response.aread()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
+from async_timeout import timeout
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -101,7 +102,8 @@ class BodyLimit:
             await self._pass(scope, receive, send)
             return
         try:
-            await asyncio.wait_for(self._room.take(size), ROOM_SECONDS)
+            async with timeout(ROOM_SECONDS):
+                await self._room.take(size)
         except asyncio.TimeoutError:
             await _no_room(scope)(scope, receive, send)
             return

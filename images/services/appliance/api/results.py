@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+from async_timeout import timeout
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse
 
@@ -65,7 +66,8 @@ async def _locate_in_time(
 ) -> tuple[Path, ResultFile]:
     """In a thread: a hung mount must hold up neither the other requests nor the housekeeping of the queue."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(locate, jobs_dir, job, index, kind), STORAGE_SECONDS)
+        async with timeout(STORAGE_SECONDS):
+            return await asyncio.to_thread(locate, jobs_dir, job, index, kind)
     except asyncio.TimeoutError as error:
         detail = f"storage has not answered for {STORAGE_SECONDS:g} s"
         raise Problem(503, "storage-unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from async_timeout import timeout
 from pydantic import ValidationError
 
 from appliance.api.auth import Identity
@@ -257,9 +258,9 @@ class Calls:
         if sum(sizes) > ANSWER_LIMIT_BYTES:
             where = ", ".join(f"/api/v1/jobs/{job.job_id}/result" for job in jobs)
             raise http_error(413, f"the result has more than {ANSWER_LIMIT_BYTES} bytes; it is at {where}")
-        look = asyncio.to_thread(self._locate_all, jobs, order)
         try:
-            paths = await asyncio.wait_for(look, STORAGE_SECONDS)
+            async with timeout(STORAGE_SECONDS):
+                paths = await asyncio.to_thread(self._locate_all, jobs, order)
         except asyncio.TimeoutError as error:
             raise failure(503, "RuntimeError", f"storage has not answered for {STORAGE_SECONDS:g} s") from error
         began = time.strftime("%Y%m%d%H%M%S", time.gmtime(jobs[0].started_at or jobs[0].created_at))

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from async_timeout import timeout
+
 from appliance.controller.policy import Standing
 from appliance.errors import QueueError
 from appliance.logs import OnceUntilChanged
@@ -43,7 +45,8 @@ class Chronicle:
                 continue
             self._trouble.fine("Redis can be told again", event="chronicle_works")
             try:
-                await asyncio.wait_for(self._news.wait(), PUT_SECONDS)
+                async with timeout(PUT_SECONDS):
+                    await self._news.wait()
             except asyncio.TimeoutError:
                 continue
 

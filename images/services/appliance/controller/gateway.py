@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from async_timeout import timeout
+
 from appliance.controller.exchange import Answer, Exchange, ExchangeError
 from appliance.controller.outliers import Tally
 from appliance.controller.policy import Peer, Peers
@@ -38,7 +40,8 @@ class Gateway:
 
     async def _ask(self, request: str, body: bytes = b"") -> Answer:
         try:
-            answer = await asyncio.wait_for(self._exchange(request, body), _TIMEOUT_SECONDS)
+            async with timeout(_TIMEOUT_SECONDS):
+                answer = await self._exchange(request, body)
         except asyncio.TimeoutError:
             raise PushError(f"no answer within {_TIMEOUT_SECONDS:g} s") from None
         except (OSError, ExchangeError) as error:

@@ -13,6 +13,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from async_timeout import timeout
+
 from appliance.controller.exchange import Answer, Exchange, ExchangeError
 from appliance.controller.policy import Observation, Target
 
@@ -91,8 +93,8 @@ class Prober:
             return self._address
         if self._lookup is None:
             self._lookup = look_up(self._target.host, self._target.port)
-        timeout = self._pace.timeout_seconds if self._address is None else 0
-        await asyncio.wait({self._lookup}, timeout=timeout)
+        patience = self._pace.timeout_seconds if self._address is None else 0
+        await asyncio.wait({self._lookup}, timeout=patience)
         if self._lookup.done():
             found = [] if self._lookup.exception() else self._lookup.result()
             self._lookup = None
@@ -117,7 +119,8 @@ class _LateError(Exception):
 async def _within(seconds: float, work: Awaitable[T], otherwise: str) -> T:
     begin = time.monotonic()
     try:
-        return await asyncio.wait_for(work, seconds)
+        async with timeout(seconds):
+            return await work
     except asyncio.TimeoutError:
         if time.monotonic() - begin > seconds + _LATE_SECONDS:
             raise _LateError from None

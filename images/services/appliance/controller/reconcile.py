@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from async_timeout import timeout
+
 from appliance.controller import outliers
 from appliance.controller.facts import Facts
 from appliance.controller.gateway import Gateway, PushError, encode, tallies
@@ -71,7 +73,8 @@ class Reconciler:
             self._changed.clear()
             await self._step()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), TICK_SECONDS)
+                async with timeout(TICK_SECONDS):
+                    await self._changed.wait()
 
     async def _step(self) -> None:
         await self._read_counts()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from async_timeout import timeout
 from prometheus_client.core import Metric
 
 from appliance.errors import ApplianceError
@@ -92,7 +93,8 @@ class Exporter:
     async def _asked(self, source: str, ask: Callable[[], Awaitable[T]]) -> T | None:
         condition = self._conditions.setdefault(source, OnceUntilChanged(log))
         try:
-            answer = await asyncio.wait_for(ask(), SOURCE_SECONDS)
+            async with timeout(SOURCE_SECONDS):
+                answer = await ask()
         except asyncio.TimeoutError:
             condition.failing(f"{source}: no answer within {SOURCE_SECONDS:g} s", event="source_failed")
         except ApplianceError as error:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
+from async_timeout import timeout
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -51,7 +52,8 @@ class _Subscription:
 
     async def close(self) -> None:
         try:
-            await asyncio.wait_for(self._channel.aclose(), 1.0)  # type: ignore[no-untyped-call]
+            async with timeout(1.0):
+                await self._channel.aclose()  # type: ignore[no-untyped-call]
         except (RedisError, OSError, asyncio.TimeoutError, RuntimeError) as error:
             log.debug("closing a subscription: %s", error)
 

@@ -91,6 +91,22 @@ async def test_silence_ends_in_time() -> None:
     assert asyncio.get_running_loop().time() - begin < 1
 
 
+async def test_a_cancellation_is_never_lost() -> None:
+    """Whenever it comes: the controller's end waits for its probes, and one that went on would keep it for ever."""
+    async with peer(ping("ok")) as port:
+        prober = Prober(Target("webui", "n", "127.0.0.1", port), Pace())
+        for turns in range(2000):
+            probing = asyncio.create_task(prober.probe())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if probing.done():
+                return
+            probing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await probing
+    pytest.fail("no probe has come to its end by itself")
+
+
 async def test_a_refused_connection_is_told_apart() -> None:
     async with peer(None) as port:
         pass

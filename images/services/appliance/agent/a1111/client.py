@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+from async_timeout import timeout
 
 from appliance.agent.a1111.request import Known
 from appliance.agent.webui import WebuiBroke, WebuiError, WebuiNotThere
@@ -42,7 +43,8 @@ class Client:
     async def ask(self, path: str, seconds: float = ASK_SECONDS) -> Any:
         """JSON of a GET. Raises WebuiNotThere or Unanswered."""
         try:
-            status, body = await asyncio.wait_for(self._send("GET", path, b"", seconds, LIST_BYTES), seconds)
+            async with timeout(seconds):
+                status, body = await self._send("GET", path, b"", seconds, LIST_BYTES)
         except asyncio.TimeoutError:
             raise Unanswered(f"GET {path}: no answer in {seconds:g} s") from None
         except WebuiBroke as error:
@@ -57,7 +59,8 @@ class Client:
     async def tell(self, path: str, seconds: float = ASK_SECONDS) -> int:
         """Status of a POST without content. Raises WebuiNotThere or Unanswered."""
         try:
-            status, _ = await asyncio.wait_for(self._send("POST", path, b"{}", seconds, LIST_BYTES), seconds)
+            async with timeout(seconds):
+                status, _ = await self._send("POST", path, b"{}", seconds, LIST_BYTES)
         except (asyncio.TimeoutError, WebuiBroke) as error:
             raise Unanswered(f"POST {path}: {error or 'no answer in time'}") from None
         return status
@@ -68,10 +71,10 @@ class Client:
         return await self._send("POST", path, body, None, ANSWER_BYTES)
 
     async def _send(self, method: str, path: str, body: bytes, seconds: float | None, limit: int) -> tuple[int, bytes]:
-        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        each = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
         headers = {"Content-Type": "application/json"} if body else {}
         try:
-            async with self._http.stream(method, path, content=body, headers=headers, timeout=timeout) as response:
+            async with self._http.stream(method, path, content=body, headers=headers, timeout=each) as response:
                 content = bytearray()
                 async for piece in response.aiter_bytes():
                     content += piece

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Any
 
+from async_timeout import timeout
+
 from appliance.settings import Address
 
 HEAD_BYTES = 16 << 10
@@ -22,9 +24,11 @@ async def serve_ping(listen: Address, facts: Facts) -> AsyncIterator[int]:
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError):
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HEAD_SECONDS)
+            async with timeout(HEAD_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
             writer.write(_answer(head, facts))
-            await asyncio.wait_for(writer.drain(), HEAD_SECONDS)
+            async with timeout(HEAD_SECONDS):
+                await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(accept, listen.host, listen.port, limit=HEAD_BYTES)

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from async_timeout import timeout
+
 from appliance.agent.a1111.answer import WrongAnswerError, read_answer, read_error
 from appliance.agent.a1111.client import Client, Unanswered
 from appliance.agent.a1111.request import Known, trial_call
@@ -68,7 +70,8 @@ async def prove(client: Client, settings: A1111Settings, options: dict[str, Any]
     """Raises WebuiError unless it makes the smallest video."""
     call = trial_call(settings.motion_module)
     try:
-        status, body = await asyncio.wait_for(client.generate(call.path, call.body), settings.load_seconds)
+        async with timeout(settings.load_seconds):
+            status, body = await client.generate(call.path, call.body)
     except asyncio.TimeoutError:
         raise WebuiBroke(f"its first video was not ready in {settings.load_seconds:g} s") from None
     if status != 200:
