@@ -469,6 +469,23 @@ async def test_every_move_seen_in_the_events_is_a_legal_transition(queue: Queue,
     assert all(is_legal(states[index], states[index + 1]) for index in range(len(states) - 1))
 
 
+async def test_all_who_follow_jobs_ask_together(queue: Queue, redis: Redis) -> None:
+    """A thousand of them must not hold every connection there is: submissions would wait in line behind them."""
+    claims = [await add(queue), await add(queue)]
+    await take(queue)
+    before = (await redis.info("clients"))["connected_clients"]
+    leaving = asyncio.create_task(queue.events_after(claims[0], "0-0"))
+    asking = [asyncio.create_task(queue.events_after(claims[number % 2], "0-0")) for number in range(1000)]
+    await asyncio.sleep(0)
+    leaving.cancel()
+    seen = await asyncio.gather(*asking)
+    assert leaving.cancelled()
+    assert [event.kind for event in seen[0]] == ["queued", "running"]
+    assert seen == [seen[0], seen[1]] * 500
+    assert seen[1] == []
+    assert (await redis.info("clients"))["connected_clients"] <= before + 1
+
+
 async def test_a_jobs_events_go_an_hour_after_its_end_not_before(queue: Queue, redis: Redis) -> None:
     job_id = await add(queue)
     claim = await take(queue)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from redis.asyncio import Redis
 
 from appliance import keys
 from appliance.job import DEFAULT_CLASS, JobState
+from appliance.queue.events import EventReader, StreamEntries
 from appliance.queue.hints import follow_hints
 from appliance.queue.types import JobRecord, StreamEvent, WorkerRecord
 from appliance.redis_link import RedisLink
@@ -17,7 +17,6 @@ from appliance.redis_link import RedisLink
 NOTES_SECONDS = 7 * 86400
 MOST_EVENTS = 5000
 """Of the cluster's, about: the scripts and `NodeBook.tell` let go of older ones."""
-StreamEntries = list[tuple[str, dict[str, str]]]
 
 
 class Reader:
@@ -26,6 +25,7 @@ class Reader:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
+        self._events = EventReader(link)
 
     async def get(self, job_id: str) -> JobRecord | None:
         return (await self.get_many([job_id]))[0]
@@ -71,12 +71,7 @@ class Reader:
         return await self._link.run(read)
 
     async def events_after(self, job_id: str, last_id: str, limit: int = 200) -> list[StreamEvent]:
-        async def read(client: Redis) -> list[StreamEvent]:
-            entries = cast("StreamEntries", await client.xrange(keys.job_events(job_id), f"({last_id}", "+", limit))
-            await self._link.confirm(client)
-            return [StreamEvent(entry_id, values["type"], json.loads(values["data"])) for entry_id, values in entries]
-
-        return await self._link.run(read)
+        return await self._events.after(job_id, last_id, limit)
 
     async def cluster_events(self, seconds: float, limit: int = 5000) -> list[dict[str, str]]:
         """Cluster events of the last `seconds`, oldest first, by the server's clock."""
