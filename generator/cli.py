@@ -22,7 +22,7 @@ from generator.console import console
 from generator.console import say as _say
 from generator.errors import Unhealthy, UserError
 from generator.ops import backup as backup_ops
-from generator.ops import cluster
+from generator.ops import boot, cluster
 from generator.ops import demo as demo_ops
 from generator.ops import doctor as doctor_ops
 from generator.ops import images as images_ops
@@ -156,6 +156,7 @@ def up(
             progress.say(f"{name} made anew")
         replaced = lay_out(the_plan, out, _store(file).read())
     cluster.up(targets, progress, recreate=recreate, replaced=replaced)
+    boot.settle(targets, progress)
 
 
 @app.command()
@@ -167,7 +168,9 @@ def down(
     volumes: Annotated[bool, typer.Option("--volumes", help="Also delete the queue, the jobs and the models.")] = False,
 ) -> None:
     """Stop and remove the containers. Data stays unless --volumes is given."""
-    cluster.down(cluster.places(_plan(file), out, only=host, ssh=ssh), Progress(), volumes=volumes)
+    targets, progress = cluster.places(_plan(file), out, only=host, ssh=ssh), Progress()
+    boot.remove(targets, progress)
+    cluster.down(targets, progress, volumes=volumes)
 
 
 @app.command()

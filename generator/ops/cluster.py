@@ -40,13 +40,15 @@ PULL_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Place:
-    """Where one host's folder is run. `ssh` is the command that reaches it, its address last; empty: this machine."""
+    """Where one host's folder is run. `ssh` is the command that reaches it, its address last; empty: this machine.
+    `mounts_shared_storage`: NFS or CephFS, which may be away when the host starts."""
 
     project: str
     host: HostPlan
     folder: Path
     ssh: tuple[str, ...]
     stop_grace_seconds: int
+    mounts_shared_storage: bool = False
 
     @property
     def remote_folder(self) -> str:
@@ -65,6 +67,10 @@ class Place:
     def docker(self, *args: str) -> list[str]:
         """The argument list of `docker ARGS` there."""
         return [*self.ssh, shlex.join(["docker", *args])] if self.ssh else ["docker", *args]
+
+    def shell(self, script: str) -> list[str]:
+        """The argument list that has a shell there run `script`."""
+        return [*self.ssh, script] if self.ssh else ["sh", "-c", script]
 
     def copy(self) -> str | None:
         """The shell pipeline that brings the folder to the host; None where it is already there."""
@@ -107,7 +113,9 @@ def places(plan: Plan, out: Path, *, only: str | None = None, ssh: str = SSH) ->
             if not (folder / "compose.yaml").is_file():
                 raise UserError(f"{folder} has not been rendered; run `python -m generator render` first")
             reach = () if is_local(host.address) else (*shlex.split(ssh), host.address)
-            found.append(Place(plan.cluster.name, host, folder.resolve(), reach, plan.cluster.stop_grace_seconds))
+            shares = host.runs_storage and any(volume.options for volume in plan.cluster.volumes)
+            grace = plan.cluster.stop_grace_seconds
+            found.append(Place(plan.cluster.name, host, folder.resolve(), reach, grace, shares))
     return found
 
 
@@ -172,7 +180,7 @@ def replace_services(place: Place, services: Sequence[str], on_line: Callable[[s
     bring(place)
     only = ["--no-deps", *services] if services else ["--remove-orphans"]
     args = ["up", "--detach", "--wait", "--wait-timeout", str(seconds), *only]
-    command = place.compose(*args, vendors=() if services else _vendors_there(place))
+    command = place.compose(*args, vendors=() if services else vendors_there(place))
     try:
         for line in processes.stream(command, timeout=seconds + place.stop_grace_seconds + STARTS_SECONDS):
             on_line(line.strip())
@@ -206,7 +214,7 @@ def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[st
     return [VENDOR_PROFILE] if there and len(there) == len(profiles) else there
 
 
-def _vendors_there(place: Place) -> list[str]:
+def vendors_there(place: Place) -> list[str]:
     """The profiles whose images need not be pulled."""
 
     def is_there(image: str) -> bool:

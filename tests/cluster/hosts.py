@@ -107,7 +107,16 @@ def ssh_server(host: HostMachine, folder: Path, sshd: str) -> Iterator[str]:
     }
     (folder / "config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     Path("/run/sshd").mkdir(exist_ok=True)
-    command = ["nsenter", f"--net=/run/netns/{host.namespace}", sshd, "-D", "-e", "-f", str(folder / "config")]
+    # Nor is the machine's own systemd the host's: `up` would have it start this test's containers at every boot.
+    alone = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'test ! -d /run/systemd || mount -t tmpfs tmpfs /run/systemd; exec "$@"',
+        "sh",
+    ]
+    command = ["nsenter", f"--net=/run/netns/{host.namespace}", *alone, sshd, "-D", "-e", "-f", str(folder / "config")]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     try:

@@ -7,7 +7,7 @@ import pytest
 
 from generator.docker import parse_container
 from generator.errors import ToolError, UserError
-from generator.ops import cluster
+from generator.ops import boot, cluster
 from generator.ops.upgrade_hosts import images_of
 from generator.plan import plan
 from generator.progress import Mode, Progress
@@ -47,6 +47,18 @@ def test_other_hosts_are_reached_through_ssh(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", "-c", pipeline], check=False).returncode == 0
     assert "tar -xpf" not in pipeline.split("|")[0]
     assert "'jump host' 192.168.1.11" in pipeline
+
+
+def test_a_boot_starts_what_is_there_and_changes_nothing(tmp_path: Path) -> None:
+    """Whatever the folder's name means to systemd. The unit at work: `tests/integration/test_boot.py`."""
+    (tmp_path / "100%").mkdir()
+    (here,) = cluster.places(plan(one_host()), rendered(tmp_path / "100%", "demo"))
+    lines = boot.unit_text(here, ["vendor"]).splitlines()
+    assert f"WorkingDirectory={tmp_path}/100%%/demo" in lines
+    assert "ExecStart=/usr/bin/env docker compose --profile vendor up --detach --no-recreate --pull never" in lines
+    (there,) = cluster.places(plan(three_hosts()), rendered(tmp_path, "gpu-02"), only="gpu-02")
+    assert "WorkingDirectory=/opt/animatediff-ha/studio/gpu-02" in boot.unit_text(there, []).splitlines()
+    assert (here.mounts_shared_storage, there.mounts_shared_storage) == (False, True)
 
 
 def test_every_host_has_to_be_rendered(tmp_path: Path) -> None:
