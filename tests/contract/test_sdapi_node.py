@@ -202,6 +202,22 @@ def test_progress_and_interrupt(lasting: Node) -> None:
     assert other.get_progress()["state"]["job_count"] == 0
 
 
+def test_options_that_a_call_is_to_keep_hold_from_its_start(lasting: Node) -> None:
+    """So that what somebody sets while it runs is newer, and stays."""
+    api = client_for(lasting)
+    body = SMALL | {"steps": 100, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+    body |= {"override_settings_restore_afterwards": False} | animated()
+    call = Background(lambda: api.session.post(f"{api.baseurl}/txt2img", json=body))
+    other = client_for(lasting)
+    try:
+        wait_for(lambda: other.get_progress()["state"]["sampling_step"] > 1)
+        assert other.get_options()["CLIP_stop_at_last_layers"] == 2
+    finally:
+        other.interrupt()
+        call.wait(5)
+        other.set_options({"CLIP_stop_at_last_layers": 1})
+
+
 def test_an_interrupt_keeps_what_is_done(lasting: Node) -> None:
     api = client_for(lasting)
     call = Background(

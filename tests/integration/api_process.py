@@ -16,6 +16,7 @@ from tests.integration.redis_server import PASSWORD, SERVICES, free_ports
 
 KEYS = {"ada": "ada-key", "bob": "bob-key", "root": "root-key"}
 READY_SECONDS = 15
+MAIN = "import sys; from appliance.__main__ import main; sys.exit(main(['api']))"
 
 
 def write_keys(path: Path) -> None:
@@ -27,8 +28,9 @@ def write_keys(path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_api(folder: Path, redis: Mapping[str, str]) -> AsyncIterator[str]:
-    """Its URL. `redis` says where Redis is; its log is in `folder`. Asked to end at the end, it has to exit 0."""
+async def running_api(folder: Path, redis: Mapping[str, str], before: str = "") -> AsyncIterator[str]:
+    """Its URL. `redis` says where Redis is; its log is in `folder`. Asked to end at the end, it has to exit 0. `before`
+    is what its process does first."""
     (folder / "redis_password").write_text(PASSWORD)
     write_keys(folder / "api_keys")
     (port,) = free_ports(1)
@@ -44,7 +46,7 @@ async def running_api(folder: Path, redis: Mapping[str, str]) -> AsyncIterator[s
     }
     with (folder / "api.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "appliance", "api", env=environment, stdout=log, stderr=log
+            sys.executable, "-c", before + MAIN, env=environment, stdout=log, stderr=log
         )
         (folder / "api.pid").write_text(str(process.pid))
         try:

@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 
 from appliance import keys, storage
 from appliance.agent import presence, trash
-from appliance.agent.disk import Disk
 from appliance.agent.trash import TrashCollector
+from appliance.disk import Disk
 from appliance.job import JobState, Needs, job_folder, new_job_id
 from appliance.queue import BeatAnswer, JobRecord, Queue
 from appliance.queue.types import Registration

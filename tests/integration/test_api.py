@@ -397,6 +397,26 @@ async def test_a_storage_that_hangs_takes_nothing_with_it(api: httpx.AsyncClient
             threads.release_on_behalf_of(reader)
 
 
+async def test_an_api_whose_storage_hangs_can_be_stopped(
+    redis_server: RedisServer, redis: Redis, queue: Queue, tmp_path: Path
+) -> None:
+    """In the middle of a download, with a thread that will never come back: a pipe that nobody writes into is what
+    it opens."""
+    hanging = (
+        "import os\nfrom appliance.api import results\nlook_up = results._look_up\n"
+        "def found(*what):\n"
+        "    path, *more = look_up(*what)\n    os.remove(path)\n    os.mkfifo(path)\n    return path, *more\n"
+        "results._look_up = found\n"
+    )
+    where = {"APPLIANCE_REDIS_ADDRESS": f"127.0.0.1:{redis_server.port}"}
+    async with running_api(tmp_path, where, hanging) as url, client_of(url, "ada") as client:
+        job_id = (await client.post("/api/v1/jobs", json={"prompt": "a"})).json()["id"]
+        await finish_job(queue, tmp_path / "jobs", job_id, b"0123456789")
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get(f"/api/v1/jobs/{job_id}/result", timeout=1)
+        assert (await client.get("/readyz")).status_code == 200
+
+
 async def test_while_redis_hangs_the_api_says_so_soon_and_judges_keys(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:

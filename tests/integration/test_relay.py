@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +21,10 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from appliance.relay import app as relay_app
+from appliance.relay.messages import Kind, Verdict
+from appliance.relay.settings import RelaySettings, Robot
+from appliance.settings import Secret
 from tests.integration.redis_server import SERVICES, free_ports
 
 TOKEN = "the-cluster-s-token"
@@ -131,6 +137,28 @@ def test_each_robot_gets_the_body_that_it_wants(relay: Running, robots: Robots) 
     assert "GPU 0 is lost" in ding["markdown"]["text"]
     assert wecom_path == "/cgi-bin/webhook/send?key=hidden"
     assert "GPU 0 is lost" in wecom["markdown"]["content"]
+
+
+async def test_a_robot_that_never_comes_to_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its bytes comes in time; Alertmanager has given up long before the last."""
+
+    async def trickle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write(b"H")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+        over.set()
+
+    over = asyncio.Event()
+    monkeypatch.setattr(relay_app, "SEND_SECONDS", 0.3)
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    robot = Robot("ding", Kind.WECOM, Secret(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"), None)
+    async with server, httpx.AsyncClient(trust_env=False) as client:
+        sending = relay_app.Relay(RelaySettings, client)._send(robot, {})  # type: ignore[arg-type]
+        assert await asyncio.wait_for(sending, 5) == (Verdict.LATER, "TimeoutError")
+        await asyncio.wait_for(over.wait(), 5)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ async def test_options_and_progress_are_the_same_from_every_replica(
         assert (await there.get("/sdapi/v1/options")).json()["CLIP_stop_at_last_layers"] == 2
         assert (await bob.get("/sdapi/v1/options")).json()["CLIP_stop_at_last_layers"] == 1
         body = SMALL | CLIP | {"steps": 100, "force_task_id": "task(mine)"}
+        body |= {"override_settings": {"CLIP_stop_at_last_layers": 3}, "override_settings_restore_afterwards": False}
         call = asyncio.create_task(here.post("/sdapi/v1/txt2img", json=body, timeout=30))
 
         async def moving() -> Any:
@@ -116,6 +117,8 @@ async def test_options_and_progress_are_the_same_from_every_replica(
             return told["state"]["sampling_step"] > 1 and told
 
         told = await until(moving)
+        # From the start of the call that is to keep them: what is set while it runs is newer.
+        assert (await there.get("/sdapi/v1/options")).json()["CLIP_stop_at_last_layers"] == 3
         assert (told["state"]["job"], told["state"]["sampling_steps"]) == ("task(mine)", 100)
         assert 0.01 < told["progress"] < 1
         named = await there.get("/sdapi/v1/progress", params={"id_task": "task(mine)"})

@@ -84,9 +84,10 @@ class SdapiRoutes:
     async def _generate(self, kind: Kind, request: Request) -> Response:
         body = await read_json(request)
         asked = generation.read(kind, body, self._offer(), self._chosen, secrets.randbits(32))
-        answer = await self._calls.answer(asked, partial(_gone, request))
         if body.get("override_settings_restore_afterwards") is False:
+            # From now on, as upstream does: what is set while this call runs is newer.
             self._chosen = asked.chosen
+        answer = await self._calls.answer(asked, partial(_gone, request))
         return JSONResponse(answer, headers=NO_STORE)
 
     async def show_progress(self, request: Request) -> Response:

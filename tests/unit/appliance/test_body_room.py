@@ -36,6 +36,19 @@ async def test_whoever_stops_waiting_holds_up_nobody() -> None:
     await asyncio.wait_for(small, 1)
 
 
+async def test_all_who_leave_at_once_leave_as_they_were_told_to() -> None:
+    """As at a stop, or when several have waited long enough in the same moment."""
+    room = Room(10)
+    await room.take(8)
+    leaving = [await taken(room, amount) for amount in (9, 2, 1)]
+    for task in leaving:
+        task.cancel()
+    await asyncio.wait(leaving)
+    assert all(task.cancelled() for task in leaving)
+    room.give(8)
+    await asyncio.wait_for(room.take(10), 1)
+
+
 async def test_a_share_that_is_given_to_one_just_leaving_is_not_lost() -> None:
     room = Room(10)
     await room.take(10)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import errno
+import json
+import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +18,18 @@ import pytest
 from pydantic import ValidationError
 from redis.exceptions import MasterDownError, ResponseError, TryAgainError
 
-from appliance.api import results
+from appliance.api import results, sdapi_calls
 from appliance.api.events import known_position
 from appliance.api.problems import Problem
+from appliance.api.sdapi_calls import CHUNK_BYTES, Answer, Calls
 from appliance.api.views import estimate_eta, seconds_until_room
+from appliance.disk import Disk, Threads
+from appliance.errors import StorageError
 from appliance.job import JobRequest, JobState
 from appliance.queue import JobRecord
 from appliance.queue.types import QueueStats
 from appliance.redis_link import is_outage
+from sdapi.errors import ApiError
 
 LAST_OF_REDIS = 2**64 - 1
 
@@ -82,11 +91,10 @@ async def test_a_hung_disk_holds_up_one_answer_and_not_the_api(monkeypatch: pyte
     async def find(*_: object) -> JobRecord:
         return JobRecord.parse({"id": "x", "user": "u", "state": "done", "prio": "normal", "created": "0"}, None)
 
-    services = SimpleNamespace(settings=SimpleNamespace(jobs_dir=Path("/nonexistent")))
+    services = SimpleNamespace(disk=Disk(Path("/nonexistent"), 0.2, Threads(1)))
 
     monkeypatch.setattr(results, "find_job", find)
     monkeypatch.setattr(results, "locate", hang)
-    monkeypatch.setattr(results, "STORAGE_SECONDS", 0.2)
     begin = time.monotonic()
     asking = asyncio.create_task(results.read_result(services, None, "x"))  # type: ignore[arg-type]
     await asyncio.sleep(0.05)
@@ -94,6 +102,86 @@ async def test_a_hung_disk_holds_up_one_answer_and_not_the_api(monkeypatch: pyte
     with pytest.raises(Problem) as caught:
         await asking
     assert (caught.value.status, caught.value.slug) == (503, "storage-unavailable")
+
+
+async def test_who_leaves_a_hung_disk_does_not_hold_up_the_api(tmp_path: Path) -> None:
+    """A pipe that nobody writes into, in the place of a file whose next bytes never come."""
+    os.mkfifo(tmp_path / "result.mp4")
+    pipe = os.open(tmp_path / "result.mp4", os.O_RDWR)
+
+    async def send() -> None:
+        answer = Answer(b"[", (tmp_path / "result.mp4",), b"]", 100)
+        async for _ in answer.chunks(Disk(tmp_path, 30.0, Threads(1))):
+            pass
+
+    thaw = threading.Timer(3.0, os.write, (pipe, b"x" * CHUNK_BYTES))
+    try:
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(0.2)
+        begin = time.monotonic()
+        thaw.start()
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert sending.cancelled()
+        assert time.monotonic() - begin < 1
+    finally:
+        thaw.cancel()
+        os.close(pipe)
+
+
+async def test_an_answer_whose_disk_hangs_breaks_off(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "result.mp4")
+    answer = Answer(b"[", (tmp_path / "result.mp4",), b"]", 100)
+    with pytest.raises(StorageError, match=r"no answer for 0\.1 s"):
+        _ = [piece async for piece in answer.chunks(Disk(tmp_path, 0.1, Threads(1)))]
+
+
+async def test_an_answer_is_its_files_in_base64(tmp_path: Path) -> None:
+    content = [os.urandom(CHUNK_BYTES + 1), b""]
+    for name, data in zip("ab", content, strict=True):
+        (tmp_path / name).write_bytes(data)
+    answer = Answer(b"[", (tmp_path / "a", tmp_path / "b"), b"]", 0)
+    text = b"".join([piece async for piece in answer.chunks(Disk(tmp_path, 5.0, Threads(1)))])
+    assert [base64.b64decode(one) for one in json.loads(text)] == content
+
+
+@pytest.mark.parametrize(
+    ("named", "stopping", "kept"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+async def test_what_a_named_call_asked_for_outlives_its_api(
+    monkeypatch: pytest.MonkeyPatch, named: bool, stopping: bool, kept: bool
+) -> None:
+    """Its client has just lost its connection, most likely to the same restart, and asks again elsewhere."""
+    monkeypatch.setattr(sdapi_calls, "RETURN_SECONDS", 0)
+    given_up = []
+
+    async def give_up(_: Calls, __: object, note: object) -> None:
+        given_up.append(note)
+
+    async def work(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Calls, "_give_up", give_up)
+    monkeypatch.setattr(Calls, "_work", work)
+    services: Any = SimpleNamespace(stopping=asyncio.Event())
+    if stopping:
+        services.stopping.set()
+    leaving = asyncio.get_running_loop().create_future()
+    leaving.set_result(None)
+    call: Any = SimpleNamespace(is_named=named, caller="ada", note="n")
+    with pytest.raises(ApiError):
+        await Calls(services, SimpleNamespace())._made(call, leaving)  # type: ignore[arg-type]
+    assert given_up == ([] if kept else ["n"])
+
+
+async def test_a_disk_that_says_what_is_wrong_is_one_that_fails(tmp_path: Path) -> None:
+    """An NFS export that was made anew, for one: no defect of ours, which would end the agent."""
+
+    def stale(_: Path) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(StorageError, match="Stale file handle"):
+        await Disk(tmp_path, 5.0).do(stale)
 
 
 STATS = QueueStats(

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from appliance import storage
-from appliance.agent.disk import Disk
 from appliance.agent.ending import (
     Ending,
     Failed,
@@ -33,6 +32,7 @@ from appliance.agent.order import Order, make_order
 from appliance.agent.patience import GaveUp, ask_until_answered
 from appliance.agent.watch import Progress, Watchdog
 from appliance.agent.webui import AnyWebui, Ping, WebuiBroke, WebuiError, WebuiRefused
+from appliance.disk import Disk
 from appliance.errors import QueueError, StorageError
 from appliance.job import JobState, Reason
 from appliance.lifecycle import cancel_tasks, start_task

@@ -7,11 +7,11 @@ import logging
 import uuid
 
 from appliance.agent.attempt import Attempt
-from appliance.agent.disk import Disk
 from appliance.agent.ending import Failed
 from appliance.agent.presence import Presence
 from appliance.agent.trash import TrashCollector
 from appliance.agent.webui import LOCAL_RUN, AnyWebui, WebuiError
+from appliance.disk import Disk
 from appliance.errors import QueueError, StorageError
 from appliance.gpu import Gpu
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop

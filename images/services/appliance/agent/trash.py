@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from appliance import storage
-from appliance.agent.disk import Disk
+from appliance.disk import Disk
 from appliance.errors import QueueError, StorageError
 from appliance.logs import fields
 from appliance.queue import Queue

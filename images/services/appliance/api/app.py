@@ -19,10 +19,13 @@ from appliance.api.sdapi import PREFIX, SdapiRoutes
 from appliance.api.services import Services
 from appliance.api.ticker import Ticker
 from appliance.causes.desk import Desk
+from appliance.disk import Disk, Threads
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.queue import Queue
 from appliance.settings import ApiSettings
 
+STORAGE_SECONDS = 5.0
+STORAGE_THREADS = 16
 PARTS = (jobs, events, results, cluster, errors, trace, nodes, alerts)
 
 
@@ -34,6 +37,7 @@ def create_app(settings: ApiSettings, queue: Queue) -> FastAPI:
         ticker=Ticker(queue, settings.common.node_name),
         causes=Desk(queue, stopping),
         readiness=Readiness(queue),
+        disk=Disk(settings.jobs_dir, STORAGE_SECONDS, Threads(STORAGE_THREADS)),
         stopping=stopping,
     )
     app = FastAPI(

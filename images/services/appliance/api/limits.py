@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from async_timeout import timeout
@@ -47,7 +48,8 @@ class Room:
             if turn.done() and not turn.cancelled():
                 self.give(amount)
             else:
-                self._line.remove((amount, turn))
+                with suppress(ValueError):  # whoever left in the same moment may have passed it by
+                    self._line.remove((amount, turn))
                 self._serve()
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from typing import NoReturn
 
 import uvicorn
 import uvloop
@@ -12,7 +13,7 @@ import uvloop
 from appliance.api.app import create_app
 from appliance.errors import QueueUnavailable
 from appliance.http_server import Server
-from appliance.lifecycle import cancel_tasks, start_task
+from appliance.lifecycle import cancel_tasks, leave, start_task
 from appliance.logs import configure_logging
 from appliance.process_figures import tell_process
 from appliance.queue import Queue
@@ -29,7 +30,17 @@ keys and shows videos, and its replicas, which lost Redis with it, should not al
 
 def run(settings: ApiSettings) -> int:
     configure_logging(settings.common)
-    return uvloop.run(_serve(settings))
+    return uvloop.run(_serve_and_leave(settings))
+
+
+async def _serve_and_leave(settings: ApiSettings) -> NoReturn:
+    code = 1
+    try:
+        code = await _serve(settings)
+    except Exception:
+        log.exception("the api ends by a defect")
+    finally:
+        leave(code)
 
 
 async def _serve(settings: ApiSettings) -> int:

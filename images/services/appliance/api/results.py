@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from async_timeout import timeout
 from fastapi import APIRouter, Query
 from starlette.responses import FileResponse
 
@@ -20,7 +20,6 @@ from appliance.storage import Commit, ResultFile, own_file_size
 
 router = APIRouter(prefix="/api/v1/jobs", tags=["results"])
 
-STORAGE_SECONDS = 5.0
 # Nothing a browser would run: media is played, everything else is downloaded.
 OTHER_TYPE = "application/octet-stream"
 INLINE_TYPES = frozenset(
@@ -50,10 +49,15 @@ async def read_result(
     """The `file`-th file of a finished job, counted from 0, or with `format` the `file`-th of that format (frames are
     `png`); range requests work. The files are in the order mp4, gif, webp, webm, png."""
     job = await find_job(services, caller, job_id)
-    path, described = await _locate_in_time(services.settings.jobs_dir, job, file, format)
+    try:
+        path, described, facts = await services.disk.do(partial(_look_up, job, file, format))
+    except StorageError as error:
+        headers = {"Retry-After": RETRY_SECONDS}
+        raise Problem(503, "storage-unavailable", f"storage: {error}", headers=headers) from error
     media_type = described.media_type if described.media_type in INLINE_TYPES else OTHER_TYPE
     return FileResponse(
         path,
+        stat_result=facts,
         media_type=media_type,
         filename=described.name,
         content_disposition_type="inline",
@@ -61,16 +65,11 @@ async def read_result(
     )
 
 
-async def _locate_in_time(
-    jobs_dir: Path, job: JobRecord, index: int, kind: FileFormat | None
-) -> tuple[Path, ResultFile]:
-    """In a thread: a hung mount must hold up neither the other requests nor the housekeeping of the queue."""
-    try:
-        async with timeout(STORAGE_SECONDS):
-            return await asyncio.to_thread(locate, jobs_dir, job, index, kind)
-    except asyncio.TimeoutError as error:
-        detail = f"storage has not answered for {STORAGE_SECONDS:g} s"
-        raise Problem(503, "storage-unavailable", detail, headers={"Retry-After": RETRY_SECONDS}) from error
+def _look_up(
+    job: JobRecord, index: int, kind: FileFormat | None, jobs_dir: Path
+) -> tuple[Path, ResultFile, os.stat_result]:
+    path, described = locate(jobs_dir, job, index, kind)
+    return path, described, path.stat()
 
 
 def locate(jobs_dir: Path, job: JobRecord, index: int, kind: FileFormat | None = None) -> tuple[Path, ResultFile]:

@@ -95,11 +95,11 @@ class SdapiRoutes:
         keeps, chosen = asked.body.get("override_settings_restore_afterwards") is False, wanted.chosen
         call = await self._think(self._calls.prepare, caller, wanted, f"{kind}:{asked.digest}")
         del asked, wanted  # their pictures would lie in memory for as long as the call waits
-        answer = await self._calls.answer(call, partial(_gone, request), partial(release_body, request.state))
-        if keeps:
+        if keeps:  # from now on, as upstream does: what is set while this call runs is newer
             await self._book.set_options(caller.name, chosen)
+        answer = await self._calls.answer(call, partial(_gone, request), partial(release_body, request.state))
         headers = {"Content-Length": str(answer.size_bytes), **NO_STORE}
-        return StreamingResponse(answer.chunks(), media_type="application/json", headers=headers)
+        return StreamingResponse(answer.chunks(self._services.disk), media_type="application/json", headers=headers)
 
     async def _read(self, request: Request) -> Asked:
         """Not by `request.body()`, which keeps it for as long as the request lasts."""

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from async_timeout import timeout
 from pydantic import ValidationError
 
 from appliance.api.auth import Identity
@@ -25,7 +24,8 @@ from appliance.api.results import locate
 from appliance.api.sdapi_book import Book, CallNote
 from appliance.api.services import Services, patiently
 from appliance.api.views import seconds_until_room
-from appliance.errors import QueueError, QueueUnavailable
+from appliance.disk import Disk
+from appliance.errors import QueueError, QueueUnavailable, StorageError
 from appliance.job import JobRequest, JobState
 from appliance.lifecycle import wait_or_stop
 from appliance.queue import JobRecord, Submission
@@ -46,7 +46,6 @@ RETURN_SECONDS: Final = 5.0
 REPEATS_LIMIT: Final = 32
 BODIES_LIMIT_CHARS: Final = 64 << 20
 CALL_SECONDS: Final = 3540.0  # below the hour after which the gateway gives up, with some for the way into the queue
-STORAGE_SECONDS: Final = 10.0
 CHUNK_BYTES: Final = 3 << 18  # a multiple of 3: base64 without padding in between
 
 
@@ -59,15 +58,26 @@ class Answer:
     tail: bytes
     size_bytes: int
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, disk: Disk) -> AsyncIterator[bytes]:
+        """Raises StorageError: then the answer breaks off, which its Content-Length tells."""
         yield self.head
         for number, path in enumerate(self.paths):
             yield b'"' if number == 0 else b',"'
-            with await asyncio.to_thread(path.open, "rb") as file:
-                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                    yield base64.b64encode(chunk)
+            start = 0
+            while chunk := await disk.do(partial(_read, path, start)):
+                yield base64.b64encode(chunk)
+                start += len(chunk)
             yield b'"'
         yield self.tail
+
+
+def _read(path: Path, start: int, _: Path) -> bytes:
+    """Opened and closed by the thread that reads: to close a file that another thread reads from is to wait for it,
+    and the event loop would, for as long as the storage hangs."""
+    with path.open("rb") as file:
+        if start:
+            file.seek(start)
+        return file.read(CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
@@ -198,7 +208,8 @@ class Calls:
             await asyncio.gather(work, return_exceptions=True)
         if call.is_named:
             await self._await_return(call)
-        await self._give_up(call.caller, call.note)
+        if not (call.is_named and self._services.stopping.is_set()):  # it may be asked for again, elsewhere
+            await self._give_up(call.caller, call.note)
         raise of_reason("CANCELLED", "the client went away")
 
     async def _work(self, call: Prepared) -> Answer:
@@ -259,17 +270,13 @@ class Calls:
             where = ", ".join(f"/api/v1/jobs/{job.job_id}/result" for job in jobs)
             raise http_error(413, f"the result has more than {ANSWER_LIMIT_BYTES} bytes; it is at {where}")
         try:
-            async with timeout(STORAGE_SECONDS):
-                paths = await asyncio.to_thread(self._locate_all, jobs, order)
-        except asyncio.TimeoutError as error:
-            raise failure(503, "RuntimeError", f"storage has not answered for {STORAGE_SECONDS:g} s") from error
+            paths = await self._services.disk.do(partial(_locate_all, jobs, order))
+        except StorageError as error:
+            raise failure(503, "RuntimeError", f"storage: {error}") from error
         began = time.strftime("%Y%m%d%H%M%S", time.gmtime(jobs[0].started_at or jobs[0].created_at))
         made: list[Mapping[str, Any]] = [{} for _ in jobs]
         head, tail = answers.around_images(generation, made, began)
         return Answer(head, tuple(paths), tail, len(head) + answers.encoded_size(sizes) + len(tail))
-
-    def _locate_all(self, jobs: Sequence[JobRecord], order: Sequence[tuple[int, int]]) -> list[Path]:
-        return [locate(self._services.settings.jobs_dir, jobs[job], index)[0] for job, index in order]
 
     async def _give_up(self, caller: Identity, note: CallNote) -> None:
         """Cancels the call's jobs, unless another call waits for the same ones."""
@@ -293,6 +300,10 @@ class Calls:
                 await self._book.remember_end(call.caller.name, call.note.id)
         except QueueError as error:
             log.debug("the note of %s stays until it is read: %s", call.note.id, error)
+
+
+def _locate_all(jobs: Sequence[JobRecord], order: Sequence[tuple[int, int]], jobs_dir: Path) -> list[Path]:
+    return [locate(jobs_dir, jobs[job], index)[0] for job, index in order]
 
 
 def _files(job: JobRecord) -> list[ResultFile]:

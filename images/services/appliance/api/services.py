@@ -16,6 +16,7 @@ from appliance.api.problems import not_found, operators_only
 from appliance.api.readiness import Readiness
 from appliance.api.ticker import Ticker
 from appliance.causes.desk import Desk
+from appliance.disk import Disk
 from appliance.errors import QueueUnavailable
 from appliance.job import is_job_id
 from appliance.queue import JobRecord, Queue
@@ -33,6 +34,7 @@ class Services:
     ticker: Ticker
     causes: Desk
     readiness: Readiness
+    disk: Disk
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

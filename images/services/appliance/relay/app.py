@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -9,6 +10,7 @@ import time
 from typing import Any
 
 import httpx
+from async_timeout import timeout
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -60,9 +62,10 @@ class Relay:
         if robot.kind is Kind.DINGTALK and robot.signs_with is not None:
             url = signed(url, robot.signs_with.reveal(), int(time.time() * 1000))
         try:
-            answer = await self._client.post(url, json=message, timeout=SEND_SECONDS, follow_redirects=False)
+            async with timeout(SEND_SECONDS):  # httpx bounds each of its steps, but not the whole
+                answer = await self._client.post(url, json=message, timeout=SEND_SECONDS, follow_redirects=False)
             return judge(answer.status_code, _parsed(answer.text))
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, asyncio.TimeoutError) as error:
             return Verdict.LATER, type(error).__name__
         except (httpx.InvalidURL, UnicodeError):
             return Verdict.REFUSED, "its address is none"

@@ -22,8 +22,8 @@ from appliance.agent.a1111.client import Client, Unanswered
 from appliance.agent.a1111.request import Call, InvalidOrderError, Known, Order, make_call
 from appliance.agent.a1111.trial import Pause, Proof, prove, require_extension
 from appliance.agent.a1111.watch import ENGINE, State, Watch
-from appliance.agent.disk import Disk
 from appliance.agent.webui import INTERRUPT_SECONDS, Ping, WebuiBroke, WebuiError, WebuiNotThere, WebuiRefused
+from appliance.disk import Disk
 from appliance.errors import StorageError
 from appliance.job import Reason
 from appliance.lifecycle import cancel_tasks, start_task

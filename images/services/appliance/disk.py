@@ -50,15 +50,19 @@ _THREADS = Threads(4)
 
 
 class Disk:
-    def __init__(self, jobs_dir: Path, seconds: float) -> None:
+    def __init__(self, jobs_dir: Path, seconds: float, threads: Threads = _THREADS) -> None:
         self._jobs_dir = jobs_dir
         self._seconds = seconds
+        self._threads = threads
 
     async def do(self, operation: Callable[[Path], T]) -> T:
-        """Raises StorageError where `operation` does, and when it does not answer in time."""
-        work = _THREADS.submit(partial(operation, self._jobs_dir))
+        """Raises what `operation` does, an OSError as StorageError, and StorageError when it does not answer in
+        time."""
+        work = self._threads.submit(partial(operation, self._jobs_dir))
         try:
             async with timeout(self._seconds):
                 return await asyncio.wrap_future(work)
         except asyncio.TimeoutError as error:
             raise StorageError(f"no answer for {self._seconds:g} s") from error
+        except OSError as error:
+            raise StorageError(str(error)) from error
