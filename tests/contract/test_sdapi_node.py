@@ -229,6 +229,20 @@ def test_an_interrupt_keeps_what_is_done(lasting: Node) -> None:
     assert 1 <= len(call.wait(5).images) < 20
 
 
+def test_what_was_skipped_is_not_told_of(lasting: Node) -> None:
+    """The seeds are those of the images that are there: made again with them, these are the same."""
+    api = client_for(lasting)
+    body = SMALL | {"steps": 40, "n_iter": 2, "seed": 100} | animated()
+    call = Background(lambda: api.session.post(f"{api.baseurl}/txt2img", json=body))
+    other = client_for(lasting)
+    wait_for(lambda: other.get_progress()["state"]["sampling_step"] > 1)
+    other.skip()
+    answer = call.wait(20).json()
+    info = json.loads(answer["info"])
+    assert (len(answer["images"]), info["seed"], info["all_seeds"]) == (1, 101, [101])
+    assert "Seed: 101" in info["infotexts"][0]
+
+
 # --- fields ----------------------------------------------------------------------------------------------------
 
 

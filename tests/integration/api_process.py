@@ -44,9 +44,10 @@ async def running_api(folder: Path, redis: Mapping[str, str], before: str = "") 
         "APPLIANCE_QUEUE_LIMIT": "1000000",
         **redis,
     }
+    command = ["-c", before + MAIN] if before else ["-m", "appliance", "api"]
     with (folder / "api.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", before + MAIN, env=environment, stdout=log, stderr=log
+            sys.executable, *command, env=environment, stdout=log, stderr=log
         )
         (folder / "api.pid").write_text(str(process.pid))
         try:

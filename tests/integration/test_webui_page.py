@@ -308,6 +308,24 @@ def test_more_than_the_usual_fields(page: Browser, node: Node) -> None:
         page.set_value(name, "")
 
 
+def test_an_old_runs_settings_are_taken_whole(page: Browser) -> None:
+    """What it did not have is not kept from the run after it: its seed would make another video."""
+    plain = [page.value(name) for name in ("clip_skip", "negative_prompt")]
+    order(page, prompt="plain", frames=8, steps=2)
+    page.wait_until("spoken", "ready")
+    page.click("#form summary")
+    page.fill(clip_skip=2, negative_prompt="blur")
+    page.click("#closed_loop")
+    page.click("#free_init")
+    order(page, prompt="rich", frames=8, steps=2)
+    page.wait_until("spoken", "ready")
+    page.script("[...document.querySelectorAll('#history .card')].at(-1).click()")
+    page.find("reuse").click()
+    checked = "return ['closed_loop', 'free_init'].map((name) => document.getElementById(name).checked)"
+    assert page.script(checked) == [False, False]
+    assert [page.value(name) for name in ("prompt", "clip_skip", "negative_prompt")] == ["plain", *plain]
+
+
 def test_where_no_socket_opens_it_asks(page: Browser) -> None:
     """Some browsers send no password along with a WebSocket, and some proxies let none through."""
     page.script(NO_SOCKETS)

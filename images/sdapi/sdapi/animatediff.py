@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdapi.errors import Problem
-from sdapi.offer import UPSTREAM_MODULE, Offer, find, stem
+from sdapi.errors import PROBLEMS_TOLD, Problem
+from sdapi.offer import UPSTREAM_MODULE, Offer, find, some, stem
 from sdapi.reader import Reader
 
 SCRIPT = "animatediff"
@@ -16,6 +16,7 @@ ROW = ("enable", "loop_number", "video_length", "fps", "model")
 VIDEOS = {"GIF": "gif", "MP4": "mp4", "WEBP": "webp", "WEBM": "webm"}
 OTHERS = ("PNG", "TXT", "FRAME")
 LOOPS = ("N", "R-P", "R+P", "A")
+LOOP = "R-P"
 FILTERS = ("butterworth", "gaussian", "ideal")
 SERVER_PATHS = ("video_source", "video_path", "mask_path")
 FIELDS = (
@@ -29,12 +30,14 @@ MAX_FRAMES = 128
 
 @dataclass(frozen=True)
 class AnimateDiff:
-    """`fields` are those of a job request; `videos` are wanted in this order, and `frames` after them."""
+    """`fields` are those of a job request; `videos` are wanted in this order, and `frames` after them. `holds_prompt`:
+    the loop is closed, but not for a prompt that travels."""
 
     fields: Mapping[str, Any]
     videos: tuple[str, ...]
     frames: bool
     request_id: str
+    holds_prompt: bool = False
 
 
 def read_script(scripts: Mapping[str, Any], offer: Offer, problems: list[Problem]) -> AnimateDiff | None:
@@ -71,7 +74,7 @@ def _read(
     reader = Reader(arguments, problems, *where)
     if not reader.flag("enable"):
         return None
-    for name in sorted(arguments.keys() - set(FIELDS), key=str):
+    for name in sorted(arguments.keys() - set(FIELDS), key=str)[:PROBLEMS_TOLD]:
         reader.refuse(str(name), "extra fields not permitted", "value_error.extra")
     for name in SERVER_PATHS:
         if arguments.get(name):
@@ -85,7 +88,8 @@ def _read(
     fields |= _context(reader, frames, context) | _free_init(reader) | _module(reader, offer)
     videos, wants_frames = _formats(reader)
     fields["format"] = [*videos, *(["frames"] if wants_frames else [])]
-    return AnimateDiff(fields, videos, wants_frames, reader.text("request_id", "", 200))
+    holds_prompt = "closed_loop" in fields and reader.text("closed_loop", LOOP, 8).upper() == LOOP
+    return AnimateDiff(fields, videos, wants_frames, reader.text("request_id", "", 200), holds_prompt)
 
 
 def latent_fields(scripts: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def latent_fields(scripts: Mapping[str, Any], problems: list[Problem]) -> dict[s
 
 
 def _context(reader: Reader, frames: int, context: int) -> dict[str, Any]:
-    loop = reader.text("closed_loop", "R-P", 8).upper()
+    loop = reader.text("closed_loop", LOOP, 8).upper()
     if loop not in LOOPS:
         reader.refuse("closed_loop", f"must be one of {', '.join(LOOPS)}")
     fields = {
@@ -139,8 +143,7 @@ def _module(reader: Reader, offer: Offer) -> dict[str, Any]:
         return {"motion_module": found}
     # Clients fill in upstream's default for users who have chosen nothing; then the node's default is meant.
     if stem(name) != UPSTREAM_MODULE:
-        known = ", ".join(offer.motion_modules or ())
-        reader.refuse("model", f"motion module {name!r} not found; there are: {known}")
+        reader.refuse("model", f"motion module {name!r} not found; there are: {some(offer.motion_modules or ())}")
     return {}
 
 

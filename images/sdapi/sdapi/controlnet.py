@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdapi.errors import Problem
-from sdapi.offer import Offer, find
+from sdapi.offer import Offer, find, some
 from sdapi.reader import Reader
 
 SCRIPT = "controlnet"
 IMAGE_LIMIT = 15 << 20
 UNITS = 2
+UNITS_LISTED = 16
 NOTHING = ("", "none")
 BALANCED = ("balanced", "0", "")
 
@@ -24,6 +25,9 @@ def read_units(scripts: Mapping[str, Any], offer: Offer, problems: list[Problem]
             where = ("alwayson_scripts", key, "args")
             if not isinstance(units, list):
                 problems.append(Problem(where, "value is not a valid list", "type_error.list"))
+                return []
+            if len(units) > UNITS_LISTED:
+                problems.append(Problem(where, f"at most {UNITS_LISTED} units can be listed"))
                 return []
             read = [_read(unit, (*where, index), offer, problems) for index, unit in enumerate(units) if unit]
             enabled = [unit for unit in read if unit is not None]
@@ -63,7 +67,7 @@ def _model(reader: Reader, offer: Offer) -> str:
     name = reader.text("model", "", 200)
     found = None if name.lower() in NOTHING else find(name, offer.controlnets)
     if found is None:
-        reader.refuse("model", f"ControlNet model {name!r} not found; there are: {', '.join(offer.controlnets or ())}")
+        reader.refuse("model", f"ControlNet model {name!r} not found; there are: {some(offer.controlnets or ())}")
     return found or ""
 
 

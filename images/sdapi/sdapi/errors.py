@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+PROBLEMS_TOLD = 50
 INTERRUPTED = "the generation was interrupted"
 
 
@@ -38,7 +39,8 @@ def failure(status: int, kind: str, text: str, headers: Mapping[str, str] | None
 
 
 def invalid_body(problems: Sequence[Problem]) -> ApiError:
-    detail = [{"loc": ["body", *item.where], "msg": item.message, "type": item.kind} for item in problems]
+    told = problems[:PROBLEMS_TOLD]
+    detail = [{"loc": ["body", *item.where], "msg": item.message, "type": item.kind} for item in told]
     return ApiError(422, {"detail": detail})
 
 

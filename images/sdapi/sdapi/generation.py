@@ -9,9 +9,9 @@ from typing import Any, Literal
 from sdapi import animatediff, controlnet
 from sdapi.echo import echo
 from sdapi.errors import Problem, http_error, invalid_body, script_not_found
-from sdapi.offer import Offer, find
+from sdapi.offer import Offer, find, some
 from sdapi.options import Chosen, change
-from sdapi.prompts import TagError, take_loras
+from sdapi.prompts import TagError, hold_ends, take_loras
 from sdapi.reader import Reader, is_nested_too_deeply
 from sdapi.samplers import choose_sampler
 
@@ -25,7 +25,13 @@ IMAGE_LIMIT = 15 << 20
 SCRIPTS = (animatediff.SCRIPT, controlnet.SCRIPT)
 PICTURES = ("init_image", "last_frame", "controlnets")
 # What would change the picture, and cannot be done here: refused when it asks for something.
-UNSUPPORTED = ("enable_hr", "restore_faces", "tiling", "mask", "latent_mask", "refiner_checkpoint", "firstpass_image")
+UNSUPPORTED = (
+    *("enable_hr", "restore_faces", "tiling", "mask", "latent_mask", "refiner_checkpoint", "firstpass_image"),
+    "infotext",
+)
+NEUTRAL = {"subseed_strength": 0.0, "s_churn": 0.0, "s_noise": 1.0, "initial_noise_multiplier": 1.0}
+ANY_NUMBER = (-1e9, 1e9)
+SIDE_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ def read(kind: Kind, body: object, offer: Offer, chosen: Chosen, seed: int) -> G
     if animated is None:
         fields |= {"frames": 1, "format": ["frames"]}
     fields |= _texts(reader, offer)
+    if animated and animated.holds_prompt:
+        fields["prompt"] = hold_ends(fields["prompt"], animated.fields["frames"])
     name = reader.text("sampler_name", "", 64) or reader.text("sampler_index", "", 64)
     sampler, scheduler = choose_sampler(name, reader.text("scheduler", "", 64), offer)
     fields |= {key: value for key, value in (("sampler", sampler), ("scheduler", scheduler)) if value is not None}
@@ -125,8 +133,12 @@ def _plain_fields(reader: Reader) -> dict[str, Any]:
     for name in UNSUPPORTED:
         if reader.raw(name) not in (None, False, "", 0, "None"):
             reader.refuse(name, "is not supported here")
-    if reader.number("subseed_strength", 0.0, 0, 1) > 0:
-        reader.refuse("subseed_strength", "is not supported here")
+    for name, without_effect in NEUTRAL.items():
+        if reader.number(name, without_effect, *ANY_NUMBER) != without_effect:
+            reader.refuse(name, "is not supported here")
+    for name in ("seed_resize_from_h", "seed_resize_from_w"):
+        if reader.whole(name, 0, -1, SIDE_LIMIT) > 0:
+            reader.refuse(name, "is not supported here")
     return {
         "width": reader.whole("width", 512, 64, 1024, 8),
         "height": reader.whole("height", 512, 64, 1024, 8),
@@ -150,15 +162,18 @@ def _texts(reader: Reader, offer: Offer) -> dict[str, Any]:
         return fields
     # Nothing but tags, or nothing at all: upstream generates from it, a job's prompt must not be empty.
     fields["prompt"] = fields["prompt"] or " "
+    if reader.flag("disable_extra_networks"):
+        tags = []
+    if len(tags) > LORAS_LIMIT:
+        reader.refuse("prompt", f"names {len(tags)} LoRAs; at most {LORAS_LIMIT} can be loaded")
+        return fields
     loras = []
     for name, weight in tags:
         found = find(name, offer.loras)
         if found is None:
-            reader.refuse("prompt", f"LoRA {name!r} not found; there are: {', '.join(offer.loras or ())}")
+            reader.refuse("prompt", f"LoRA {name!r} not found; there are: {some(offer.loras or ())}")
         else:
             loras.append({"name": found, "weight": weight})
-    if len(loras) > LORAS_LIMIT:
-        reader.refuse("prompt", f"names {len(loras)} LoRAs; at most {LORAS_LIMIT} can be loaded")
     return fields | ({"loras": loras} if loras else {})
 
 

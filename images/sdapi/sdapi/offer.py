@@ -11,6 +11,7 @@ HASH = re.compile(r"\s*\[[0-9a-fA-F]{6,64}\]$")
 WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
 SAME_MODULES = {"mm_sd_v15_v3": "mm_sd15_v3"}
 UPSTREAM_MODULE = "mm_sd15_v3"  # what clients send who have not chosen
+NAMES_TOLD = 20
 AUTOMATIC = ("automatic", "none", "")
 
 
@@ -65,6 +66,12 @@ def find(name: str, offered: Sequence[str] | None) -> str | None:
             if same is not None and stem(item).lower() == same.lower():
                 return item
     return None
+
+
+def some(names: Sequence[str]) -> str:
+    """For an error: the first names, and how many more there are."""
+    more = len(names) - NAMES_TOLD
+    return ", ".join(names[:NAMES_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def _turned(name: str) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sdapi.errors import Problem, invalid_body, model_not_found
-from sdapi.offer import AUTOMATIC, Offer, find
+from sdapi.errors import PROBLEMS_TOLD, Problem, invalid_body, model_not_found
+from sdapi.offer import AUTOMATIC, Offer, find, some
 from sdapi.reader import Reader
 
 CHECKPOINT, VAE, CLIP_SKIP = "sd_model_checkpoint", "sd_vae", "CLIP_stop_at_last_layers"
@@ -78,9 +78,11 @@ def change(chosen: Chosen, body: object, offer: Offer, *where: str) -> Chosen:
         name = reader.text(VAE, "", 200)
         vae = None if name.lower() in AUTOMATIC else find(name, offer.vaes)
         if vae is None and name.lower() not in AUTOMATIC:
-            reader.refuse(VAE, f"VAE {name!r} not found; there are: {', '.join(offer.vaes or ())}")
+            reader.refuse(VAE, f"VAE {name!r} not found; there are: {some(offer.vaes or ())}")
     skip = reader.whole(CLIP_SKIP, chosen.clip_skip, 1, 4)
     for name, value in body.items():
+        if len(problems) >= PROBLEMS_TOLD:
+            break
         if name not in (CHECKPOINT, VAE, CLIP_SKIP) and (message := _refusal(str(name), value)):
             reader.refuse(str(name), message)
     if problems:

@@ -15,10 +15,13 @@ from sdapi.reader import Reader
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LIMIT = 15 << 20
-TEXT_LIMIT = 1 << 20
+KEYWORD_LIMIT = 79  # the specification's
+TEXTS_LIMIT = 1 << 20  # of all a picture's texts together: a kilobyte can be a megabyte, compressed
 CHUNKS_LIMIT = 1000
+LINE_LIMIT = 8192
 PREFIX = re.compile(r"data:[\w.+/-]{1,100}(;[\w.=+-]{1,100}){0,4},")
-PAIR = re.compile(r'\s*([\w ][\w \-/]*):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# Every part is bounded, so that a text that is no list of pairs is not gone through from each of its letters.
+PAIR = re.compile(r'\s{0,8}(\w[\w \-/]{0,63}):\s{0,8}("(?:\\.|[^\\"]){1,2000}"|[^,]*)(?:,|$)')
 
 
 def read(body: object) -> dict[str, Any]:
@@ -45,18 +48,28 @@ def read(body: object) -> dict[str, Any]:
 def texts(png: bytes) -> dict[str, str]:
     """tEXt, zTXt and iTXt chunks (PNG specification, 11.3.4); what is broken or too long is left out."""
     found: dict[str, str] = {}
+    left = TEXTS_LIMIT
     for kind, data in _chunks(png):
         keyword, _, rest = data.partition(b"\0")
-        name = keyword.decode("latin-1")
-        if kind == b"tEXt":
-            found[name] = rest[:TEXT_LIMIT].decode("latin-1")
-        elif kind == b"zTXt" and rest[:1] == b"\0":
-            found[name] = _inflated(rest[1:]).decode("latin-1")
-        elif kind == b"iTXt" and len(rest) >= 2:
-            _, _, text = rest[2:].partition(b"\0")
-            _, _, text = text.partition(b"\0")
-            found[name] = (_inflated(text) if rest[0] else text[:TEXT_LIMIT]).decode("utf-8", "replace")
+        text = _text(kind, rest, left)
+        if text is not None:
+            found[keyword[:KEYWORD_LIMIT].decode("latin-1")] = text
+            left -= len(keyword) + len(text)
+        if left <= 0:
+            break
     return found
+
+
+def _text(kind: bytes, content: bytes, limit: int) -> str | None:
+    if kind == b"tEXt":
+        return content[:limit].decode("latin-1")
+    if kind == b"zTXt" and content[:1] == b"\0":
+        return _inflated(content[1:], limit).decode("latin-1")
+    if kind == b"iTXt" and len(content) >= 2:
+        _, _, text = content[2:].partition(b"\0")
+        _, _, text = text.partition(b"\0")
+        return (_inflated(text, limit) if content[0] else text[:limit]).decode("utf-8", "replace")
+    return None
 
 
 def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -69,9 +82,9 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def _inflated(data: bytes) -> bytes:
+def _inflated(data: bytes, limit: int) -> bytes:
     try:
-        return zlib.decompressobj().decompress(data, TEXT_LIMIT)
+        return zlib.decompressobj().decompress(data, limit)
     except zlib.error:
         return b""
 
@@ -79,7 +92,7 @@ def _inflated(data: bytes) -> bytes:
 def parameters(info: str) -> dict[str, str]:
     """An infotext taken apart; empty for a text that is none."""
     *lines, last = info.strip().split("\n") if info.strip() else [""]
-    pairs = {key.strip(): value.strip('"') for key, value in PAIR.findall(last)}
+    pairs = {key.strip(): value.strip('"') for key, value in PAIR.findall(last)} if len(last) <= LINE_LIMIT else {}
     if len(pairs) < 3:
         return {}
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# As the engine reads it: a line that begins with a frame's number and a colon.
+TRAVEL_LINE = re.compile(r"[ \t]*(\d{1,9})[ \t]*:[ \t]*(\S.*)")
 TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 
 
@@ -24,6 +26,22 @@ def take_loras(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     return TAG.sub("", prompt), found
 
 
+def hold_ends(prompt: str, frames: int) -> str:
+    """A prompt that travels, with its first and its last text at the clip's ends too: then nothing is left of the way
+    back to the first one, which a closed loop of windows would else go. What is no travel stays as it is."""
+    lines = prompt.splitlines()
+    found = [(int(match[1]), at, match[2]) for at, line in enumerate(lines) if (match := TRAVEL_LINE.fullmatch(line))]
+    if not found:
+        return prompt
+    last, at, text = max(found)
+    if last < frames - 1:
+        lines.insert(at + 1, f"{frames - 1}: {text}")
+    first, at, text = min(found)
+    if first > 0:
+        lines.insert(at, f"0: {text}")
+    return "\n".join(lines)
+
+
 def _weight(tag: str, arguments: list[str]) -> float:
     """Upstream has one weight for the text encoder, then one for the UNet; here they must be one."""
     texts = [text.partition("=")[2] if text.startswith(("te=", "unet=")) else text for text in arguments]
@@ -31,6 +49,8 @@ def _weight(tag: str, arguments: list[str]) -> float:
         weights = [float(text) for text in texts]
     except ValueError as error:
         raise TagError(f"{tag}: its weight is not a number") from error
+    if weights and all(text.startswith("unet=") for text in arguments):
+        weights.append(1.0)  # the text encoder's, where only the UNet's is said
     if len(set(weights)) > 1:
         raise TagError(f"{tag}: two different weights are not supported")
     if weights and not -4 <= weights[0] <= 4:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Problems = list[tuple[str, str]]
+UNKNOWN_TOLD = 20
 # None, what is wrong with the value, or what is wrong with each part of it, named from the value on: `[1].image`.
 Check = Callable[[Any], "str | Problems | None"]
 
@@ -83,7 +84,8 @@ def object_of(fields: Mapping[str, Check], needed: tuple[str, ...] = ()) -> Chec
     def check(value: Any) -> str | Problems | None:
         if not isinstance(value, dict):
             return "must be a JSON object"
-        problems = [(f".{field}", "is not a known field") for field in sorted(value.keys() - fields.keys(), key=str)]
+        unknown = sorted(value.keys() - fields.keys(), key=str)[:UNKNOWN_TOLD]
+        problems = [(f".{field}", "is not a known field") for field in unknown]
         problems += [(f".{field}", "is missing") for field in needed if field not in value]
         for field in fields.keys() & value.keys():
             problems += problems_of(f".{field}", value[field], fields[field])

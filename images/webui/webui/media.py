@@ -118,7 +118,9 @@ def _frames(content: bytes, size: tuple[int, int] | None) -> Iterator[Pixels]:
     import av  # only once there is a clip: FFmpeg's libraries are large, and the server must start fast
 
     try:
-        with av.open(io.BytesIO(content), format=_container(content)) as container:
+        # Decoders refuse larger pictures before they make room for them, as the container's first look does.
+        bound = {"max_pixels": str(SIDE_LIMIT**2)}
+        with av.open(io.BytesIO(content), format=_container(content), options=bound) as container:
             if not container.streams.video:
                 raise MediaError("holds no pictures")
             stream = container.streams.video[0]
@@ -126,6 +128,7 @@ def _frames(content: bytes, size: tuple[int, int] | None) -> Iterator[Pixels]:
             if max(context.width, context.height) > SIDE_LIMIT:
                 raise MediaError(TOO_LARGE)
             context.thread_count = 1
+            context.options = bound
             for number, packet in enumerate(container.demux(stream)):
                 if number >= PACKETS_LIMIT:
                     break

@@ -24,8 +24,9 @@ def plain_name(name: str) -> str:
 def find_name(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that is meant: itself, or else an alias of it, or else the only one that differs in case."""
     wanted, known = plain_name(name), list(names)
-    if wanted in known:
-        return wanted
+    for same in (name, wanted):  # a name may itself end as files do: x.ckpt.safetensors
+        if same in known:
+            return same
     for group in ALIASES:
         if wanted.lower() in group:
             known_alias = next((candidate for candidate in known if candidate.lower() in group), None)

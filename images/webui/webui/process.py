@@ -54,7 +54,7 @@ RETRY_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
 KILL_SECONDS = 5.0
 KEEP_SECONDS = 2.0
 EXIT_SECONDS = 1.0
-LINE_LIMIT = 1 << 20
+LINE_LIMIT = 64 << 20  # all models are told in one line
 
 log = logging.getLogger(__name__)
 

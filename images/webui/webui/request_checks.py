@@ -9,6 +9,7 @@ from typing import Any
 
 from webui import media
 from webui.checks import (
+    UNKNOWN_TOLD,
     Check,
     Problems,
     list_of,
@@ -163,7 +164,8 @@ def request_problems(request: Mapping[str, Any]) -> Problems:
 
 
 def _field_problems(value: Mapping[str, Any], checks: Mapping[str, Check]) -> Problems:
-    problems = [(str(field), "is not a known field") for field in sorted(value.keys() - checks.keys(), key=str)]
+    unknown = sorted(value.keys() - checks.keys(), key=str)[:UNKNOWN_TOLD]
+    problems = [(str(field), "is not a known field") for field in unknown]
     for field in checks.keys() & value.keys():
         problems += problems_of(field, value[field], checks[field])
     return problems

@@ -7,6 +7,7 @@ import base64
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class Calls:
         generation = call.generation
         wanted: list[list[tuple[ResultFile, bytes]]] = []
         made: list[Mapping[str, Any]] = []
+        jobs: list[Mapping[str, Any]] = []  # those that became something: the answer's seeds are its images'
         size = 0
         for number, job in enumerate(generation.jobs):
             run = await self._made(call, job)
@@ -128,11 +130,13 @@ class Calls:
                 size += sum(len(content) for _, content in files)
                 wanted.append(files)
                 made.append(run.parameters)
+                jobs.append(job)
                 self._runs.forget(run)
             if call.interrupted:
                 break
         if not made:
             raise of_reason("CANCELLED", INTERRUPTED)
+        generation = replace(generation, jobs=tuple(jobs))
         order = answers.choose_files(generation, [[file for file, _ in files] for files in wanted])
         images = [wanted[job][index][1] for job, index in order]
         return await asyncio.to_thread(answers.build, generation, images, made, call.timestamp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Callable
@@ -83,7 +84,8 @@ class SdapiRoutes:
 
     async def _generate(self, kind: Kind, request: Request) -> Response:
         body = await read_json(request)
-        asked = generation.read(kind, body, self._offer(), self._chosen, secrets.randbits(32))
+        seed = secrets.randbits(32)
+        asked = await asyncio.to_thread(generation.read, kind, body, self._offer(), self._chosen, seed)
         if body.get("override_settings_restore_afterwards") is False:
             # From now on, as upstream does: what is set while this call runs is newer.
             self._chosen = asked.chosen
@@ -117,7 +119,7 @@ class SdapiRoutes:
         return JSONResponse(listings.memory(_main_memory(), self._facts().get("gpu")), headers=NO_STORE)
 
     async def read_png(self, request: Request) -> Response:
-        return JSONResponse(pnginfo.read(await read_json(request)))
+        return JSONResponse(await asyncio.to_thread(pnginfo.read, await read_json(request)))
 
     async def do_nothing(self, request: Request) -> Response:
         return JSONResponse(listings.COMMANDS[request.url.path.rpartition("/")[2]])

@@ -92,8 +92,8 @@ class Worker:
             time.sleep(MODELS_SECONDS)
             try:
                 offers = self._engine.offers()
-            except OSError as error:
-                log.warning("cannot list the models: %s", error)
+            except Exception as error:  # an odd file must not end the looking
+                log.warning("cannot list the models: %r", error)
                 continue
             if any(told[name] != offer for name, offer in offers.items()):
                 self._send({"type": "offers", "offers": offers})

@@ -29,7 +29,11 @@ from appliance.job import JobRequest, JobState
 from appliance.queue import JobRecord
 from appliance.queue.types import QueueStats
 from appliance.redis_link import is_outage
+from sdapi import generation
 from sdapi.errors import ApiError
+from sdapi.generation import Generation
+from sdapi.offer import Offer
+from sdapi.options import Chosen
 
 LAST_OF_REDIS = 2**64 - 1
 
@@ -172,6 +176,23 @@ async def test_what_a_named_call_asked_for_outlives_its_api(
     with pytest.raises(ApiError):
         await Calls(services, SimpleNamespace())._made(call, leaving)  # type: ignore[arg-type]
     assert given_up == ([] if kept else ["n"])
+
+
+async def test_the_seeds_told_are_those_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {}
+
+    async def wait(*_: object) -> list[JobRecord]:
+        return [record(state=JobState.CANCELLED), record(state=JobState.DONE)]
+
+    async def collect(_: Calls, made: Generation, jobs: list[JobRecord]) -> None:
+        kept.update(seeds=made.seeds, jobs=[job.state for job in jobs])
+
+    monkeypatch.setattr(Calls, "_wait", wait)
+    monkeypatch.setattr(Calls, "_collect", collect)
+    both = generation.read("txt2img", {"seed": 100, "n_iter": 2}, Offer(), Chosen(), 7)
+    call: Any = SimpleNamespace(generation=both, note=SimpleNamespace(jobs=("a", "b")))
+    await Calls(SimpleNamespace(), SimpleNamespace())._work(call)  # type: ignore[arg-type]
+    assert kept == {"seeds": [101], "jobs": [JobState.DONE]}
 
 
 async def test_a_disk_that_says_what_is_wrong_is_one_that_fails(tmp_path: Path) -> None:

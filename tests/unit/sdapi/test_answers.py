@@ -245,8 +245,19 @@ def test_png_texts_of_what_is_no_png(body: object) -> None:
     assert caught.value.status == 422
 
 
-def test_a_bomb_in_a_png_stays_small() -> None:
-    packed = zlib.compress(b"x" * (8 << 20), 1)
-    chunk = b"zTXt" + b"bomb\0\0" + packed
-    content = pnginfo.SIGNATURE + (len(chunk) - 4).to_bytes(4, "big") + chunk + b"\0" * 4
-    assert len(pnginfo.texts(content)["bomb"]) == pnginfo.TEXT_LIMIT
+def test_bombs_in_a_png_stay_small_together() -> None:
+    packed = zlib.compress(b"x" * (1 << 20), 9)
+    bombs = []
+    for number in range(50):
+        content = b"bomb %d\0\0" % number + packed
+        bombs.append(len(content).to_bytes(4, "big") + b"zTXt" + content + b"\0" * 4)
+    found = pnginfo.texts(pnginfo.SIGNATURE + b"".join(bombs))
+    assert 0 < sum(map(len, [*found.keys(), *found.values()])) <= pnginfo.TEXTS_LIMIT + 100
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", ["a", " ", 'a: "', "a:", '"', "\\", "a b:,"])
+def test_a_text_that_is_no_list_of_settings_is_soon_seen_through(piece: str) -> None:
+    """In no more than milliseconds; from each of its letters anew it would be hours."""
+    for size in (pnginfo.LINE_LIMIT, pnginfo.TEXTS_LIMIT):
+        assert len(pnginfo.parameters(piece * (size // len(piece)))) <= 5

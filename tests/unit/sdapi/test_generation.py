@@ -436,3 +436,74 @@ def test_any_body_is_a_request_or_the_clients_error(body: dict[str, object], arg
     for job in jobs:
         plain = {name: value for name, value in job.items() if name not in ("init_image", "last_frame")}
         JobRequest.model_validate(plain)
+
+
+def test_what_is_wrong_a_thousand_times_is_told_some_times() -> None:
+    units = [{"weight": 9}] * 1000
+    error = refusal({"alwayson_scripts": {"controlnet": {"args": units}}})
+    assert [item["msg"] for item in error.body["detail"]] == ["at most 16 units can be listed"]
+    settings = {f"nothing_{number}": 1 for number in range(1000)}
+    assert len(refusal({"override_settings": settings}).body["detail"]) == 50
+    arguments = [{"enable": True, **settings}]
+    error = refusal({"alwayson_scripts": {"AnimateDiff": {"args": arguments}}})
+    assert len(error.body["detail"]) == 50
+
+
+def test_too_many_loras_are_not_looked_for() -> None:
+    offer = Offer(loras=tuple(f"lora {number}" for number in range(1000)))
+    (item,) = refusal({"prompt": "<lora:nothing>" * 9}, offer=offer).body["detail"]
+    assert item["msg"] == "names 9 LoRAs; at most 8 can be loaded"
+    (item,) = refusal({"prompt": "<lora:nothing>"}, offer=offer).body["detail"]
+    assert item["msg"].endswith("lora 19 and 980 more")
+
+
+def test_extra_networks_can_be_switched_off() -> None:
+    (job,) = read({"prompt": "a <lora:nothing>cat", "disable_extra_networks": True}).jobs
+    assert (job["prompt"], job.get("loras")) == ("a cat", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "neutral"),
+    [
+        ("s_churn", 0.5, 0), ("s_noise", 1.1, 1.0), ("initial_noise_multiplier", 0.5, 1), ("infotext", "Steps: 3", ""),
+        ("seed_resize_from_h", 512, -1), ("seed_resize_from_w", 512, 0), ("subseed_strength", 0.5, None),
+    ],
+)  # fmt: skip
+def test_what_would_make_another_picture_is_refused_and_its_neutral_value_is_not(
+    name: str, other: object, neutral: object
+) -> None:
+    assert [item["loc"][-1] for item in refusal({name: other}).body["detail"]] == [name]
+    read({name: neutral})
+
+
+def test_a_weight_for_the_unet_alone_is_two_different_ones() -> None:
+    assert "two different weights" in str(refusal({"prompt": "<lora:x:unet=0.5>"}, offer=Offer()).body)
+    (job,) = read({"prompt": "<lora:x:unet=1>"}, offer=Offer()).jobs
+    assert job["loras"] == [{"name": "x", "weight": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("loop", "frames", "prompt", "read_as"),
+    [
+        ("R-P", 32, "0: spring\n16: autumn", "0: spring\n16: autumn\n31: autumn"),
+        (
+            "R-P",
+            32,
+            "a tree\n4: spring\n16: autumn\nbest",
+            "a tree\n0: spring\n4: spring\n16: autumn\n31: autumn\nbest",
+        ),
+        ("R-P", 32, "16: autumn\n4: spring", "16: autumn\n0: spring\n31: autumn\n4: spring"),
+        ("R-P", 32, "0: spring\n31: autumn", "0: spring\n31: autumn"),
+        ("R-P", 32, "a tree, at 4: noon", "a tree, at 4: noon"),
+        ("R-P", 16, "0: spring\n8: autumn", "0: spring\n8: autumn"),
+        ("R+P", 32, "0: spring\n16: autumn", "0: spring\n16: autumn"),
+        ("N", 32, "0: spring\n16: autumn", "0: spring\n16: autumn"),
+    ],
+)
+def test_only_some_loops_are_closed_for_the_prompt_too(loop: str, frames: int, prompt: str, read_as: str) -> None:
+    """Upstream's R-P, which is what clients get that say nothing, leaves the prompt where its last line is."""
+    made = read(animated({"prompt": prompt}, closed_loop=loop, video_length=frames))
+    assert sorted(made.jobs[0]["prompt"].splitlines()) == sorted(read_as.splitlines())
+    assert made.jobs[0]["prompt"].splitlines()[0] == read_as.splitlines()[0]
+    assert made.prompt == prompt
+    assert made.jobs[0].get("closed_loop", False) is (loop != "N" and frames > 16)

@@ -143,3 +143,16 @@ def test_what_is_no_safetensors_file_is_told(tmp_path: Path, content: bytes) -> 
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(EngineError, match="is no safetensors file"):
         read_header(tmp_path / "x.safetensors")
+
+
+def test_what_is_odd_is_no_model_and_hides_no_other(library: Library, root: Path) -> None:
+    """Whatever somebody puts there: the engine starts, and lists the rest."""
+    put(root / "motion_module/no-module/config.json", '{"sample_size": 64}')
+    put(root / "motion_module/no-module/vae.safetensors")
+    save_file({"a.pos_encoder.pe": np.zeros(3, np.float32)}, root / "motion_module/flat.safetensors")
+    os.symlink("circle.safetensors", root / "motion_module/circle.safetensors")
+    os.symlink("around", root / "motion_module/around")
+    names = library.names("motion_module")
+    assert names == ["flat", "folder", "mm_sd15_v3", "no-module"]
+    told = [library.max_frames(library.find("motion_module", name)) for name in names]
+    assert told == [None, 24, None, None]

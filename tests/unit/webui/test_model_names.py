@@ -35,6 +35,9 @@ def test_endings_and_hashes_are_no_part_of_a_name(text: str, name: str) -> None:
         ("ab", ["Ab", "aB"], None),
         ("../a", ["a"], None),
         ("", ["a"], None),
+        ("x.ckpt", ["x.ckpt"], "x.ckpt"),
+        ("x.ckpt.safetensors", ["x.ckpt"], "x.ckpt"),
+        ("x.ckpt", ["x", "x.ckpt"], "x.ckpt"),
     ],
 )
 def test_the_one_that_is_meant_is_found(wanted: str, there: list[str], found: str | None) -> None:

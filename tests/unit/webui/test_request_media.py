@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -157,6 +163,42 @@ def test_a_bad_clip_is_refused_by_name(content: bytes) -> None:
 def test_a_clip_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "SIDE_LIMIT", 32)
     assert names(init_video=clip([pixels()], "gif")) == ["init_video"]
+
+
+def clip_with_a_bomb(side: int) -> str:
+    """An MP4 that says 64 x 64, and holds a PNG of `side` x `side`."""
+    blank = av.VideoFrame.from_ndarray(np.zeros((side, side), np.uint8), format="gray")
+    encoder = av.CodecContext.create("png", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width = encoder.height = side
+    encoder.pix_fmt, encoder.time_base = "gray", Fraction(1, 8)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("png", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "gray"
+        for packet in [*encoder.encode(blank), *encoder.encode(None)]:
+            packet.stream, packet.pts, packet.dts = stream, 0, 0
+            container.mux(packet)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_bomb_in_a_clip_is_refused_before_there_is_room_for_it() -> None:
+    look = (
+        "import resource, sys; from webui import media\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "import av, numpy; before = peak()\n"
+        "try: media.probe_video(sys.stdin.read())\n"
+        "except media.MediaError as error: print(peak() - before, error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(media.__file__).parents[1])}
+    command = [sys.executable, "-c", look]
+    told = subprocess.run(
+        command, input=clip_with_a_bomb(12_000), capture_output=True, text=True, check=True, env=environment
+    ).stdout
+    grown, _, why = told.partition(" ")
+    assert int(grown) < 40, f"{grown} MiB"
+    assert why.startswith(("is damaged", "is too large"))
 
 
 @pytest.mark.parametrize(

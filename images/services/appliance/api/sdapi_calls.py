@@ -219,10 +219,12 @@ class Calls:
             if not self._services.stopping.is_set():
                 await self._give_up(call.caller, call.note)
             raise
-        done = [job for job in jobs if job.state is JobState.DONE]
-        if not done:
+        made = [number for number, job in enumerate(jobs) if job.state is JobState.DONE]
+        if not made:
             raise of_reason("CANCELLED", INTERRUPTED)
-        return await self._collect(call.generation, done)
+        # Of those that became something: the answer's seeds are its images'.
+        generation = replace(call.generation, jobs=tuple(call.generation.jobs[number] for number in made))
+        return await self._collect(generation, [jobs[number] for number in made])
 
     async def _await_return(self, call: Prepared) -> None:
         """A client that names its task means to ask for it again when a connection breaks."""

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ KINDS: tuple[Kind, ...] = ("checkpoint", "motion_module", "lora", "vae", "contro
 SAFE = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 MODEL_FILES = (SAFE, ".json", ".txt")
+NAMES_TOLD = 20
 HEADER_LIMIT = 100 << 20  # as safetensors itself sets it
 CHECKSUMS = "checksums.json"
 BLOCK = 1 << 20
@@ -92,7 +94,8 @@ class Library:
                 "MODEL_LOAD_FAIL",
                 f"{pickle} is a pickle, which can run any code when it is read; convert it to {SAFE}",
             )
-        there = ", ".join(self.names(kind)) or "nothing"
+        names = self.names(kind)
+        there = ", ".join(names[:NAMES_TOLD]) + (", and more" if len(names) > NAMES_TOLD else "") or "nothing"
         raise EngineError("MODEL_LOAD_FAIL", f"{folder / name} does not exist, nor with {SAFE}; there is {there}")
 
     def refused(self, kind: Kind) -> list[str]:
@@ -113,7 +116,7 @@ class Library:
 
     def max_frames(self, model: Model) -> int | None:
         """How many frames a motion module knows positions for; None if its file does not tell."""
-        with contextlib.suppress(OSError, ValueError, EngineError):
+        with contextlib.suppress(OSError, ValueError, EngineError, LookupError, TypeError):
             if model.is_folder:
                 config = json.loads((model.path / "config.json").read_text(encoding="utf-8"))
                 return int(config["motion_max_seq_length"])
@@ -131,12 +134,12 @@ class Library:
 
     def _files(self, kind: Kind) -> Iterator[Model]:
         for entry in _entries(self._root / kind):
-            if entry.name.endswith(SAFE) and entry.is_file():
+            if entry.name.endswith(SAFE) and _is(entry.is_file):
                 yield Model(kind, entry.name.removesuffix(SAFE), Path(entry.path))
 
     def _folders(self, kind: Kind) -> Iterator[Model]:
         for entry in _entries(self._root / kind):
-            if entry.is_dir() and _holds_model(kind, Path(entry.path)):
+            if _is(entry.is_dir) and _is(partial(_holds_model, kind, Path(entry.path))):
                 yield Model(kind, entry.name, Path(entry.path))
 
     def _pickle(self, folder: Path, name: str) -> Path | None:
@@ -206,6 +209,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """What cannot be looked at, a link in a circle or somebody else's folder, is no model; the others are."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _holds_model(kind: Kind, folder: Path) -> bool:

@@ -26,7 +26,7 @@ const stage = new Stage({
     const answer = await ask(`local/runs/${id}`, { method: "DELETE" }).catch(() => null);
     if (!answer?.ok) find("cancel").disabled = false;
   },
-  reuse: (run) => { form.fill(run.request); find("prompt").focus(); },
+  reuse: (run) => { form.fillAnew(run.request); find("prompt").focus(); },
   reuseSeed: (run) => form.fill({ seed: run.request.seed }),
 });
 

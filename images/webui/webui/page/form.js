@@ -89,6 +89,13 @@ export class Form {
     this.refresh();
   }
 
+  // With the whole of an old run: what it does not name is as the node has it, not as this form happens to be.
+  fillAnew(request) {
+    this.setImage(null);
+    const nothing = Object.fromEntries([...NUMBERS_OR_NOTHING, ...MENUS, "closed_loop", "free_init"].map((name) => [name, null]));
+    this.fill({ ...nothing, negative_prompt: "", loras: [], ...this.choices.defaults, ...request });
+  }
+
   // The public request. What is left as it was is not sent, so that the node's own defaults hold.
   read(forDraft = false) {
     const request = { prompt: find("prompt").value };
