@@ -32,6 +32,7 @@ FORMAT = 1
 MANIFEST, DATA = "manifest.json", "queue.rdb"
 COPY_SECONDS = 3600.0
 ASK_SECONDS = 30.0
+SWAP_SECONDS = 120.0
 _CLI = """\
 secrets=/run/secrets; port=$(awk '$1 ~ /^(tls-)?port$/ && $2 > 0 { print $2; exit }' /etc/appliance-redis/redis.conf)
 tls=(); [ ! -e $secrets/ca.crt ] || tls=(--tls --cacert $secrets/ca.crt)
@@ -46,19 +47,28 @@ for key in jobs lease delayed done; do echo "count_$key:$(cli appliance ZCARD "{
 echo "count_dead:$(cli appliance XLEN '{{q}}:dead')"
 """
 _DUMP = f"set -eu; {_CLI} read -r REDISCLI_AUTH; export REDISCLI_AUTH; cli replica --rdb -"
-# The old directory stays, under another name, until the next restore.
-_INSTALL = """\
+# In two steps: what can fail (a full disk, a cut connection) is over on every host before any of them changes.
+_PREPARE = """\
 set -eu; umask 077; cd /data; rm -rf appendonlydir.new; mkdir appendonlydir.new
-trap 'rm -rf /data/appendonlydir.new' EXIT
+trap '[ $? = 0 ] || rm -rf /data/appendonlydir.new' EXIT
 base=appendonlydir.new/appendonly.aof.1.base.rdb
 cat > $base
 [ "$(sha256sum < $base | cut -d ' ' -f 1)" = "$1" ] || { echo "what arrived is not what was sent" >&2; exit 1; }
 redis-check-rdb $base > /tmp/check || { tail -n 5 /tmp/check >&2; exit 1; }
 echo 'file appendonly.aof.1.base.rdb seq 1 type b' > appendonlydir.new/appendonly.aof.manifest
 sync appendonlydir.new/*
-rm -rf appendonlydir.before-restore
+"""
+_FORGET = "rm -rf /data/appendonlydir.new"
+# The old directory stays, under another name, until the next restore.
+_SWAP = """\
+set -eu; cd /data; [ -d appendonlydir.new ]; rm -rf appendonlydir.before-restore
+undo() { [ -e appendonlydir ] || [ ! -e $1 ] || mv $1 appendonlydir; }; trap 'undo appendonlydir.before-restore' EXIT
 [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.before-restore
 mv appendonlydir.new appendonlydir; sync /data
+"""
+_SWAP_BACK = """\
+set -eu; cd /data; rm -rf appendonlydir
+[ ! -e appendonlydir.before-restore ] || mv appendonlydir.before-restore appendonlydir; sync /data
 """
 
 
@@ -115,15 +125,12 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
     services = {
         p.host.name: ["redis", *(["sentinel"] if p.host.queue and p.host.queue.sentinels else [])] for p in queues
     }
-    for place in running:
-        with progress.task(f"stop {place.host.name}"):
-            processes.run(place.compose("stop", *reversed(services[place.host.name])), timeout=120)
+    _prepare(queues, source, manifest, progress)
     try:
-        for place in queues:
-            with progress.task(f"restore {place.host.name}") as task, _data(source) as data:
-                task.update(f"{manifest.size} bytes")
-                processes.run(_install(place, manifest.sha256), timeout=COPY_SECONDS, stdin=data)
-                task.finish("in place")
+        for place in running:
+            with progress.task(f"stop {place.host.name}"):
+                processes.run(place.compose("stop", *reversed(services[place.host.name])), timeout=120)
+        _swap(queues, progress)
     finally:
         # Whatever happened, the queue comes back: with the backup, or where it failed with what it had.
         for place in queues:
@@ -131,6 +138,34 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
                 options = ("--detach", "--wait", "--wait-timeout", "120", "--no-deps")
                 processes.run(place.compose("up", *options, *services[place.host.name]), timeout=180)
     return _counts(_source(queues, "master")[1])
+
+
+def _prepare(queues: Sequence[Place], source: Path, manifest: Manifest, progress: Progress) -> None:
+    try:
+        for place in queues:
+            with progress.task(f"copy to {place.host.name}") as task, _data(source) as data:
+                task.update(f"{manifest.size} bytes")
+                processes.run(_at_rest(place, _PREPARE, manifest.sha256), timeout=COPY_SECONDS, stdin=data)
+    except BaseException:
+        for place in queues:
+            with suppress(ToolError):
+                processes.run(_at_rest(place, _FORGET), timeout=ASK_SECONDS)
+        raise
+
+
+def _swap(queues: Sequence[Place], progress: Progress) -> None:
+    """On all hosts or on none: else chance would choose between two queues when they start."""
+    swapped: list[Place] = []
+    try:
+        for place in queues:
+            with progress.task(f"restore {place.host.name}"):
+                processes.run(_at_rest(place, _SWAP), timeout=SWAP_SECONDS)
+            swapped.append(place)
+    except BaseException:
+        for place in swapped:
+            with progress.task(f"put back {place.host.name}"):
+                processes.run(_at_rest(place, _SWAP_BACK), timeout=SWAP_SECONDS)
+        raise
 
 
 def read_manifest(source: Path) -> Manifest:
@@ -231,8 +266,9 @@ def _exec(place: Place, script: str) -> list[str]:
     return place.compose("exec", "--no-TTY", "redis", "bash", "-o", "pipefail", "-c", script)
 
 
-def _install(place: Place, sha256: str) -> list[str]:
-    words = ("--rm", "--no-deps", "--no-TTY", "--entrypoint", "bash", "redis", "-c", _INSTALL, "install", sha256)
+def _at_rest(place: Place, script: str, *arguments: str) -> list[str]:
+    """In a container of its own, with Redis's volume: whether Redis runs or not."""
+    words = ("--rm", "--no-deps", "--no-TTY", "--entrypoint", "bash", "redis", "-c", script, "restore", *arguments)
     return place.compose("run", *words)
 
 

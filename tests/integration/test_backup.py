@@ -152,11 +152,11 @@ async def test_a_failed_restore_leaves_the_queue_as_it_was(
     """A disk that fills up half-way, and data that Redis itself cannot read: what was there goes on."""
     before = await filled.jobs()
     output, _ = filled.backup()
-    install = ops._INSTALL
-    monkeypatch.setattr(ops, "_INSTALL", install.replace("cat > $base", "{ head -c 100; cat > /dev/full; } > $base"))
+    prepare = ops._PREPARE
+    monkeypatch.setattr(ops, "_PREPARE", prepare.replace("cat > $base", "{ head -c 100; cat > /dev/full; } > $base"))
     with pytest.raises(ToolError, match="No space left"):
         ops.restore(filled.places, output, QUIET, force=True)
-    monkeypatch.setattr(ops, "_INSTALL", install)
+    monkeypatch.setattr(ops, "_PREPARE", prepare)
     assert await filled.jobs() == before
 
     rubbish = tmp_path / "rubbish.tar"
@@ -174,6 +174,43 @@ async def test_a_failed_restore_leaves_the_queue_as_it_was(
         ops.restore(filled.places, rubbish, QUIET, force=True)
     assert await filled.jobs() == before
     assert "appendonlydir.new" not in filled.shell("ls /data")
+
+
+@pytest.mark.parametrize("step", ["_PREPARE", "_SWAP"])
+async def test_a_restore_that_fails_on_one_host_changes_none(
+    filled: Machine, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The second host is the first one under another name, which its commands do not reach."""
+    output, _ = filled.backup()
+    queue = filled.queue()
+    await add(queue)
+    await queue.close()
+    before = await filled.jobs()
+    (place,) = filled.places
+    other = dataclasses.replace(place, host=dataclasses.replace(place.host, name="other"))
+    at_rest = ops._at_rest
+
+    def cut_off(place: Place, script: str, *arguments: str) -> list[str]:
+        cut = place is other and script == getattr(ops, step)
+        return ["sh", "-c", "echo no route to host >&2; exit 255"] if cut else at_rest(place, script, *arguments)
+
+    monkeypatch.setattr(ops, "_at_rest", cut_off)
+    with pytest.raises(ToolError, match="no route to host"):
+        ops.restore([place, other], output, QUIET, force=True)
+    assert await filled.jobs() == before
+    if step == "_PREPARE":
+        assert "appendonlydir.new" not in filled.shell("ls /data")
+
+
+async def test_a_swap_that_breaks_off_leaves_the_queue_as_it_was(
+    filled: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await filled.jobs()
+    output, _ = filled.backup()
+    monkeypatch.setattr(ops, "_SWAP", ops._SWAP.replace("mv appendonlydir.new appendonlydir", "false"))
+    with pytest.raises(ToolError):
+        ops.restore(filled.places, output, QUIET, force=True)
+    assert await filled.jobs() == before
 
 
 async def test_a_backup_without_a_running_redis_leaves_no_file(filled: Machine) -> None:

@@ -78,6 +78,24 @@ async def test_a_weight_of_three_is_three_times_the_share(redis_server: RedisSer
     assert 29 <= order.count("studio") <= 31
 
 
+async def test_what_idle_workers_did_for_one_user_is_not_owed_to_the_next(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    """Eight workers do in a minute what one does in eight."""
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        for number in range(8):
+            about = {"boot_id": "b", "state": "idle", "engine": "e", "fingerprint": "f", "synthetic": "1"}
+            await queue.register(f"a/{number}", **about)
+        for _ in range(9):
+            await add(queue, user="early", cost_ms=COST_MS)
+        for _ in range(2):
+            await add(queue, user="late", cost_ms=COST_MS)
+        first = [await queue.claim(f"a/{number}", "n") for number in range(2)]
+        assert [claim.user for claim in first if isinstance(claim, Claim)] == ["early", "late"]
+        owed = dict(await redis.zrange(keys.VIRTUAL_FINISH, 0, -1, withscores=True))
+    assert owed["early"] - owed["late"] == pytest.approx(7 * COST_MS / 8, abs=2000)
+
+
 async def test_who_was_away_does_not_get_all_the_turns_missed(redis_server: RedisServer, redis: Redis) -> None:
     """A newcomer takes turns from now on; the busy user's waiting jobs are not all put behind theirs."""
     async with closing(redis_server.queue(ROOMY)) as queue:

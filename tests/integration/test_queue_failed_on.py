@@ -29,18 +29,21 @@ async def register(queue: Queue, worker: str, state: str = "idle", **more: str) 
     await queue.register(worker, **description, **more)
 
 
-async def fail_on(queue: Queue, redis: Redis, worker: str, nonce: str = "first") -> None:
+async def fail_on(
+    queue: Queue, redis: Redis, worker: str, nonce: str = "first", kind: FailKind = FailKind.ERROR
+) -> None:
     claim = await queue.claim(worker, nonce)
     assert isinstance(claim, Claim)
-    await queue.fail(claim, FailKind.ERROR, "CUDA_ERROR", "x")
+    await queue.fail(claim, kind, "OOM" if kind is FailKind.OOM else "CUDA_ERROR", "x")
     await redis.zadd(keys.DELAYED, {claim.job_id: 0})
 
 
-async def test_a_job_that_failed_leaves_its_worker_the_others_work(queue: Queue, redis: Redis) -> None:
+@pytest.mark.parametrize("kind", [FailKind.ERROR, FailKind.OOM])
+async def test_a_job_that_failed_leaves_its_worker_the_others_work(queue: Queue, redis: Redis, kind: FailKind) -> None:
     failed = await add(queue)
     for worker in ("a/0", "b/0"):
         await register(queue, worker)
-    await fail_on(queue, redis, "a/0")
+    await fail_on(queue, redis, "a/0", kind=kind)
     answer = await queue.claim("a/0", "again")
     assert isinstance(answer, Nothing)
     assert answer.next_due_seconds == pytest.approx(120, abs=3), "and when it may have the job after all"

@@ -154,6 +154,31 @@ async def test_a_zombie_that_had_committed_leaves_its_result_to_the_adopter(
     await zombie_queue.close()
 
 
+@pytest.mark.parametrize("made", [True, False])
+async def test_a_job_that_is_too_late_is_looked_at_but_not_made(
+    queue: Queue, redis_server: RedisServer, redis: Redis, jobs_dir: Path, made: bool
+) -> None:
+    """Its worker was lost while it committed, and then its deadline passed."""
+    job_id = await add(queue, deadline_seconds=0.3)
+    first = await take(queue)
+    await queue.beat(first, 3, 3, "commit")
+    if made:
+        storage.make_attempt_folder(jobs_dir, job_id, first.fence)
+        file = storage.write_result(jobs_dir, job_id, first.fence, "video.mp4", "video/mp4", b"frames")
+        storage.write_commit(jobs_dir, storage.new_commit(job_id, first.fence, "a/0", (file,)))
+    await asyncio.sleep(0.4)
+    await redis.zadd(keys.LEASE, {job_id: 1})
+    studio = Studio(jobs_dir)
+    await attempt(settings_for(jobs_dir, redis_server, "b/0"), queue, await claim_again(queue), studio)
+    assert studio.made == []
+    if made:
+        await finished(queue, job_id, jobs_dir)
+    else:
+        job = await queue.get(job_id)
+        assert job is not None
+        assert (job.state, job.reason) == (JobState.DEAD, "TIMEOUT")
+
+
 async def test_a_link_that_worked_but_was_told_to_have_failed_keeps_its_result(
     queue: Queue, redis_server: RedisServer, jobs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

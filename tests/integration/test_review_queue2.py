@@ -109,6 +109,56 @@ async def test_one_claim_ends_a_bounded_number_of_jobs_that_are_too_late(
     await queue.close()
 
 
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_time_that_nobody_could_use_is_not_the_jobs(queue: Queue, redis: Redis, hours: int) -> None:
+    """The clock jumped, or Redis was away: neither the waiting jobs nor one that comes back pay for it."""
+    waiting = await add(queue, deadline_seconds=60.0)
+    await add(queue, deadline_seconds=90.0)
+    claim = await take(queue)
+    assert claim.job_id == waiting, "the first one runs"
+    last = await add(queue)
+    for job_id in await redis.zrange(keys.DEADLINE, 0, -1):
+        for field in ("deadline", "created"):
+            await redis.hincrby(keys.job(job_id), field, -hours * HOUR_MS)
+        await redis.zincrby(keys.DEADLINE, -hours * HOUR_MS, job_id)
+    await redis.hincrby(keys.EPOCH, "seen", -hours * HOUR_MS)
+    await queue.tick()
+    await queue.fail(claim, FailKind.RELEASE, "WORKER_LOST", "drained")
+    await queue.tick()
+    claims = [await queue.claim(worker, "n") for worker in ("a/0", "b/0", "c/0")]
+    left = [claim.deadline_seconds for claim in claims if isinstance(claim, Claim)]
+    assert left == [pytest.approx(60, abs=5), pytest.approx(90, abs=5), None]
+    assert isinstance(claims[2], Claim)
+    assert claims[2].job_id == last
+
+
+async def test_a_replay_after_such_a_time_has_as_much_as_at_first(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue, deadline_seconds=60.0)
+    await redis.hincrby(keys.EPOCH, "seen", -HOUR_MS)
+    await queue.tick()
+    await queue.fail(await take(queue), FailKind.PERMANENT, "UNKNOWN", "no")
+    assert (await queue.requeue_dead(job_id)).status == "settled"
+    assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
+
+
+@pytest.mark.parametrize("ticked", [True, False])
+async def test_a_job_that_may_be_made_is_looked_at_however_late(queue: Queue, redis: Redis, ticked: bool) -> None:
+    """Its worker was lost between COMMIT and its telling: an agent has to look, the deadline is no reason not to."""
+    job_id = await add(queue, deadline_seconds=0.1)
+    claim = await take(queue)
+    await queue.beat(claim, 3, 3, "commit")
+    await asyncio.sleep(0.15)
+    await redis.zadd(keys.LEASE, {job_id: 1})
+    if ticked:
+        await queue.tick()
+        await queue.tick()
+    late = await queue.claim("b/0", "late")
+    assert isinstance(late, Claim)
+    assert late.job_id == job_id
+    assert late.deadline_seconds is not None
+    assert late.deadline_seconds <= 0
+
+
 # --- budgets ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from sdapi.errors import Problem, http_error, invalid_body, script_not_found
 from sdapi.offer import Offer, find, some
 from sdapi.options import Chosen, change
 from sdapi.prompts import TagError, hold_ends, take_loras
-from sdapi.reader import Reader, is_nested_too_deeply
+from sdapi.reader import PROMPT_LIMIT, Reader, is_nested_too_deeply
 from sdapi.samplers import choose_sampler
 
 Kind = Literal["txt2img", "img2img"]
@@ -87,7 +87,7 @@ def read(kind: Kind, body: object, offer: Offer, chosen: Chosen, seed: int) -> G
         fields |= {"frames": 1, "format": ["frames"]}
     fields |= _texts(reader, offer)
     if animated and animated.holds_prompt:
-        fields["prompt"] = hold_ends(fields["prompt"], animated.fields["frames"])
+        fields["prompt"] = _held(reader, fields["prompt"], animated.fields["frames"])
     name = reader.text("sampler_name", "", 64) or reader.text("sampler_index", "", 64)
     sampler, scheduler = choose_sampler(name, reader.text("scheduler", "", 64), offer)
     fields |= {key: value for key, value in (("sampler", sampler), ("scheduler", scheduler)) if value is not None}
@@ -151,6 +151,17 @@ def _models(chosen: Chosen) -> dict[str, Any]:
     fields: dict[str, Any] = {"model": chosen.model, "vae": chosen.vae}
     fields = {name: value for name, value in fields.items() if value is not None}
     return fields | ({"clip_skip": chosen.clip_skip} if chosen.clip_skip != 1 else {})
+
+
+def _held(reader: Reader, prompt: str, frames: int) -> str:
+    held = hold_ends(prompt, frames)
+    if len(held) > PROMPT_LIMIT >= len(prompt):
+        reader.refuse(
+            "prompt",
+            f"is {len(held) - PROMPT_LIMIT} characters too long with its first and last text repeated for frames 0 and "
+            f"{frames - 1}, which closed_loop R-P asks for; shorten it, or choose another closed_loop",
+        )
+    return held
 
 
 def _texts(reader: Reader, offer: Offer) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from sdapi.errors import Problem
 
 WHOLE = re.compile(r"[+-]?\d{1,19}")
+PROMPT_LIMIT = 4000
 NESTING_LIMIT = 64  # whatever is told again is written as JSON by a recursion of its own
 
 
@@ -50,7 +51,7 @@ class Reader:
             return value
         return default
 
-    def text(self, name: str, default: str = "", limit: int = 4000) -> str:
+    def text(self, name: str, default: str = "", limit: int = PROMPT_LIMIT) -> str:
         value = self.raw(name, default)
         if not isinstance(value, str):
             self.refuse(name, "str type expected", "type_error.str")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from async_timeout import timeout
 
 from appliance.errors import StorageError
+from appliance.storage import reason_of
 
 T = TypeVar("T")
 
@@ -65,4 +66,4 @@ class Disk:
         except asyncio.TimeoutError as error:
             raise StorageError(f"no answer for {self._seconds:g} s") from error
         except OSError as error:
-            raise StorageError(str(error)) from error
+            raise StorageError(reason_of(error)) from error

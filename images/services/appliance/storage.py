@@ -79,6 +79,11 @@ class Commit:
             raise StorageError(f"COMMIT cannot be understood: {error}") from error
 
 
+def reason_of(error: Exception) -> str:
+    """Without the path, which an OSError's own text has: what is said of a job, its user reads."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+
+
 def is_plain_name(name: str) -> bool:
     """Half a surrogate pair, which no file system takes, is not printable."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
@@ -132,7 +137,7 @@ def read_commit(jobs_dir: Path, job_id: str) -> Commit | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StorageError(f"COMMIT of {job_id} cannot be read: {error}") from error
+        raise StorageError(f"COMMIT of {job_id} cannot be read: {reason_of(error)}") from error
     return Commit.parse(text)
 
 
@@ -151,14 +156,14 @@ def write_commit(jobs_dir: Path, commit: Commit) -> Commit:
             # Not found: the winner has tidied up, this attempt's temporary file included.
             winner = read_commit(jobs_dir, commit.job)
             if winner is None:
-                raise StorageError(f"COMMIT of {commit.job} cannot be written: {error}") from error
+                raise StorageError(f"COMMIT of {commit.job} cannot be written: {reason_of(error)}") from error
             return winner
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
             _sync_folder(folder)
     except OSError as error:
-        raise StorageError(f"COMMIT of {commit.job} cannot be written: {error}") from error
+        raise StorageError(f"COMMIT of {commit.job} cannot be written: {reason_of(error)}") from error
     return commit
 
 
@@ -178,11 +183,11 @@ def verify_files(jobs_dir: Path, job_id: str, fence: int, files: tuple[ResultFil
         try:
             size = own_file_size(jobs_dir, path)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be looked at: {error}") from error
+            raise StorageError(f"{file.name}: cannot be looked at: {reason_of(error)}") from error
         if size is None:
-            raise WrongFileError(f"{path}: reported but not there, or no plain file")
+            raise WrongFileError(f"{file.name}: reported but not there, or no plain file")
         if size != file.size_bytes:
-            raise WrongFileError(f"{path}: has {size} bytes, reported were {file.size_bytes}")
+            raise WrongFileError(f"{file.name}: has {size} bytes, reported were {file.size_bytes}")
 
 
 def own_file_size(root: Path, path: Path) -> int | None:
@@ -206,7 +211,7 @@ def make_attempt_folder(jobs_dir: Path, job_id: str, fence: int) -> None:
                 if not chance_left:
                     raise
     except OSError as error:
-        raise StorageError(f"the attempt's folder cannot be made: {error}") from error
+        raise StorageError(f"the attempt's folder cannot be made: {reason_of(error)}") from error
 
 
 def write_result(jobs_dir: Path, job_id: str, fence: int, name: str, media_type: str, content: bytes) -> ResultFile:
@@ -215,7 +220,7 @@ def write_result(jobs_dir: Path, job_id: str, fence: int, name: str, media_type:
     temporary = folder / f".{name}.tmp"
     try:
         if not is_plain_name(name) or not _is_inside(jobs_dir, folder / name):
-            raise StorageError(f"{folder / name}: is not inside the attempt's folder")
+            raise StorageError(f"{name}: is not inside the attempt's folder")
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -223,7 +228,7 @@ def write_result(jobs_dir: Path, job_id: str, fence: int, name: str, media_type:
         temporary.replace(folder / name)
         _sync_folder(folder)
     except OSError as error:
-        raise StorageError(f"{folder / name}: cannot be written: {error}") from error
+        raise StorageError(f"{name}: cannot be written: {reason_of(error)}") from error
     return ResultFile(name, media_type, len(content), hashlib.sha256(content).hexdigest())
 
 

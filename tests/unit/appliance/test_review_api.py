@@ -199,9 +199,9 @@ async def test_a_disk_that_says_what_is_wrong_is_one_that_fails(tmp_path: Path) 
     """An NFS export that was made anew, for one: no defect of ours, which would end the agent."""
 
     def stale(_: Path) -> None:
-        raise OSError(errno.ESTALE, "Stale file handle")
+        raise OSError(errno.ESTALE, "Stale file handle", "/srv/jobs/secret")
 
-    with pytest.raises(StorageError, match="Stale file handle"):
+    with pytest.raises(StorageError, match=r"^Stale file handle$"):
         await Disk(tmp_path, 5.0).do(stale)
 
 

@@ -82,3 +82,22 @@ def test_a_full_disk_leaves_no_half_written_commit(tmp_path: Path, monkeypatch: 
     with pytest.raises(StorageError, match="no space"):
         storage.write_commit(tmp_path, storage.new_commit(job_id, 7, "a/0", ()))
     assert [path.name for path in (tmp_path / job_folder(job_id)).iterdir()] == ["attempts"]
+
+
+def test_what_is_said_of_a_job_has_no_path_in_it(tmp_path: Path) -> None:
+    """Its user reads it: the folder's name, longer than any may be, stands for every other fault."""
+    root = tmp_path / ("long" * 100)
+    job_id = new_job_id()
+    commit = storage.new_commit(job_id, 1, "a/0", (storage.ResultFile("video.mp4", "video/mp4", 1, "0" * 64),))
+    for fail in (
+        lambda: storage.read_commit(root, job_id),
+        lambda: storage.write_commit(root, commit),
+        lambda: storage.verify_files(root, job_id, 1, commit.files),
+        lambda: storage.verify_files(tmp_path, job_id, 1, commit.files),
+        lambda: storage.make_attempt_folder(root, job_id, 1),
+        lambda: storage.write_result(root, job_id, 1, "video.mp4", "video/mp4", b"x"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            fail()
+        assert str(tmp_path) not in str(caught.value)
+        assert len(str(caught.value)) > 10

@@ -482,6 +482,14 @@ def test_a_weight_for_the_unet_alone_is_two_different_ones() -> None:
     assert job["loras"] == [{"name": "x", "weight": 1.0}]
 
 
+def test_a_prompt_that_its_held_ends_make_too_long_is_refused_as_such() -> None:
+    prompt = "0: spring\n16: " + "a" * (4000 - 14 - 20)
+    error = refusal(animated({"prompt": prompt}, closed_loop="R-P", video_length=32))
+    assert fields_of(error) == {"prompt"}
+    assert "closed_loop R-P" in str(error.body)
+    assert read(animated({"prompt": prompt}, closed_loop="N", video_length=32)).jobs[0]["prompt"] == prompt
+
+
 @pytest.mark.parametrize(
     ("loop", "frames", "prompt", "read_as"),
     [

@@ -24,6 +24,7 @@ from appliance.agent.ending import (
     of_webui_error,
     refused,
     released,
+    too_late,
 )
 from appliance.agent.lease import Lease, cancelled
 from appliance.agent.made import Made, made_of
@@ -124,6 +125,8 @@ class Attempt:
                 return self._lease.told.result()
             if self._hand_back_now.is_set():
                 return self._released()
+            if self._claim.deadline_seconds is not None and self._claim.deadline_seconds <= 0:
+                return too_late("its deadline passed before it was made")  # handed out for the look alone
         finally:
             await cancel_tasks(look, drain)
         return order if isinstance(order, Failed) else await self._work(order)

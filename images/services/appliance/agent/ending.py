@@ -63,6 +63,10 @@ def refused(message: str) -> Failed:
     return Failed(FailKind.REFUSED, Reason.WORKER_LOST, message)
 
 
+def too_late(message: str) -> Failed:
+    return Failed(FailKind.PERMANENT, Reason.TIMEOUT, message)
+
+
 def of_error_event(event: dict[str, Any]) -> Failed:
     reason = Reason.parse(event.get("reason"))
     kind, where = KIND_OF_REASON.get(reason, FailKind.ERROR), event.get("where")

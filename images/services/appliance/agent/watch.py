@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from appliance.agent.ending import Failed, crashed
+from appliance.agent.ending import Failed, crashed, too_late
 from appliance.job import Reason
 from appliance.queue import FailKind
 from appliance.settings import AgentSettings
@@ -99,7 +99,7 @@ class Watchdog:
             limit = settings.queue.job_timeout_seconds
             return Failed(FailKind.ERROR, Reason.TIMEOUT, f"the attempt took longer than {limit:g} s")
         if self._deadline is not None and ran > self._deadline:
-            return Failed(FailKind.PERMANENT, Reason.TIMEOUT, "the job's deadline passed while it was running")
+            return too_late("the job's deadline passed while it was running")
         return None
 
 

@@ -121,7 +121,7 @@ local function crash_budget_spent(id, worker)
   return distinct >= C.crash_budget or total >= 5 * C.crash_budget
 end
 
--- A job that failed with an error is for the other workers first, for a while: see claim.lua.
+-- A job that failed with an error, or for want of memory, is for the other workers first, for a while: see claim.lua.
 local SHUN_MS = 120000
 
 local function shun(id, worker, delay_ms)
@@ -145,7 +145,7 @@ local function verdict(id, job, kind)
     if kind == 'oom' then field, budget = 'oom', C.oom_budget end
     local failures = redis.call('HINCRBY', K.j .. id, field, 1)
     local delay_ms = backoff_ms(failures)
-    if kind == 'error' then shun(id, job.owner, delay_ms) end
+    shun(id, job.owner, delay_ms)
     return failures >= budget, delay_ms
   end
   return false, kind == 'refused' and refusal_delay_ms(id) or 0

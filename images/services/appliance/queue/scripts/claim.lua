@@ -98,9 +98,10 @@ local function take_best(lines)
     local score, line
     id, score, line = pop_best(lines)
     if not id then break end
-    job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed', 'shun')
+    job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed', 'shun',
+      'phase')
     if job[1] == 'queued' then
-      if job[2] and tonumber(job[2]) <= now then
+      if job[2] and tonumber(job[2]) <= now and not may_be_made(job[11]) then
         expire_waiting(id)
       else
         local wait = #left < LEFT_LIMIT and left_to_others(id, job[10])

@@ -7,6 +7,21 @@ local function pull_in(key, latest)
   return far
 end
 
+-- Redis was away, or its clock has jumped: it cannot tell which, and nobody could work while it was away. Either way
+-- the time that passed so is not the jobs'; a running job's agent measures what it has left on a clock of its own.
+local function move_deadlines(by_ms)
+  local ids = redis.call('ZRANGE', K.deadline, 0, -1)
+  for _, id in ipairs(ids) do
+    local job = get(id, 'deadline', 'created')
+    if job[1] then
+      redis.call('HSETNX', K.j .. id, 'allowed', int(tonumber(job[1]) - tonumber(job[2])))
+      local moved = int(tonumber(job[1]) + by_ms)
+      redis.call('HSET', K.j .. id, 'deadline', moved)
+      redis.call('ZADD', K.deadline, moved, id)
+    end
+  end
+end
+
 -- After a failover, a restart or a standstill of Redis nobody could renew a lease: give all of them time to try.
 -- `seen` is when any script last ran; a gap in it is a standstill, which leaves the run id as it was. To ask for the
 -- run id costs as much as all the rest of a heartbeat: only who might reap, and who has time, is `thorough`.
@@ -14,7 +29,8 @@ local SEEN_STEP_MS = 50
 
 local function observe_epoch(thorough)
   local last = redis.call('HMGET', K.epoch, 'run_id', 'seen')
-  local gap = last[2] and math.abs(now - tonumber(last[2])) or SEEN_STEP_MS
+  local passed = last[2] and now - tonumber(last[2]) or SEEN_STEP_MS
+  local gap = math.abs(passed)
   local stalled = gap > C.stall_ms
   if last[1] and not thorough and not stalled then
     if gap >= SEEN_STEP_MS then redis.call('HSET', K.epoch, 'seen', int(now)) end
@@ -26,6 +42,7 @@ local function observe_epoch(thorough)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now + C.grace_ms))) do
     redis.call('ZADD', K.lease, int(now + C.grace_ms), id)
   end
+  if stalled then move_deadlines(passed) end
   pull_in(K.lease, now + math.max(C.grace_ms, C.lease_ms))
   pull_in(K.delayed, now + LONGEST_DELAY_MS)
   for _, worker in ipairs(pull_in(K.workers, now)) do redis.call('HSET', K.w .. worker, 'seen', int(now)) end
@@ -60,6 +77,9 @@ local function reap_expired()
   end
   return #expired
 end
+
+-- Its last worker was lost with the result as good as made: COMMIT may exist, and only an agent can look for it.
+local function may_be_made(phase) return phase == 'commit' end
 
 local function expire_waiting(id)
   local job = get(id, 'state', 'class', 'owner', 'fence', 'created', 'res')

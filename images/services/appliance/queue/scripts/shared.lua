@@ -68,10 +68,12 @@ local function enter_ready(id)
   redis.call('XADD', K.wake, 'MAXLEN', '~', 64, '*', 'j', id)
 end
 
--- Start-time fair queueing: a user's next job starts where the previous one would have finished.
+-- Start-time fair queueing: a user's next job starts where the previous one would have finished, had the user all
+-- workers. With as many of them the work of an hour is over in minutes, and so is what it owes to others.
 local function fair_score(user, cost, weight, slack_ms)
   local start = math.max(now, tonumber(redis.call('ZSCORE', K.vft, user) or 0))
-  redis.call('ZADD', K.vft, int(start + cost / weight), user)
+  local workers = math.max(1, redis.call('ZCOUNT', K.workers, int(now - C.lease_ms), '+inf'))
+  redis.call('ZADD', K.vft, int(start + cost / weight / workers), user)
   return int(start + slack_ms)
 end
 

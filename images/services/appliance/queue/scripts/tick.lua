@@ -3,9 +3,9 @@
 -- result   JSON {grace, since (when the last one began, ms), promoted, reaped, removed, outcomes}
 local function expire_deadlines()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now), 'LIMIT', 0, 100)) do
-    local state = redis.call('HGET', K.j .. id, 'state')
+    local job = get(id, 'state', 'phase')
     -- A running job's agent watches the deadline itself; if it is requeued instead, claim looks again.
-    if state == 'queued' or state == 'delayed' then expire_waiting(id) end
+    if (job[1] == 'queued' or job[1] == 'delayed') and not may_be_made(job[2]) then expire_waiting(id) end
     redis.call('ZREM', K.deadline, id)
   end
 end
