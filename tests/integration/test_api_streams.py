@@ -18,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 
 from appliance import keys
 from appliance.errors import QueueUnavailable
+from appliance.job import new_job_id
 from appliance.queue import BeatAnswer, Claim, CommitAnswer, FailKind, Queue
 from appliance.redis_link import RedisLink
 from appliance.settings import Address, QueueSettings, RedisSettings, Secret
@@ -201,6 +202,17 @@ async def test_the_websocket_twin_resumes_too(redis_server: RedisServer, queue: 
             f"{address}?last_event_id={rest[0]['id']}", additional_headers=headers, proxy=None
         ) as socket:
             assert [message async for message in socket] == []
+
+
+async def test_a_wrong_key_is_told_to_a_websocket_as_to_all(
+    redis_server: RedisServer, redis: Redis, tmp_path: Path
+) -> None:
+    """By the status the gateway counts who guesses."""
+    async with running_api(tmp_path, at(redis_server)) as url:
+        address = f"{url.replace('http', 'ws', 1)}/api/v1/jobs/{new_job_id()}/ws"
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(address, additional_headers={"X-Api-Key": "guessed"}, proxy=None)
+        assert caught.value.response.status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,21 @@ async def test_a_job_that_failed_leaves_its_worker_the_others_work(queue: Queue,
     assert [claim.job_id for claim in claims if isinstance(claim, Claim)] == [other, failed]
 
 
+async def test_a_worker_that_a_job_crashes_on_again_leaves_it_to_the_others(queue: Queue) -> None:
+    """Once may be its host's bad luck: then it goes on there rather than wait for others."""
+    job = await add(queue)
+    for worker in ("a/0", "b/0"):
+        await register(queue, worker)
+    for nonce in ("first", "second"):
+        claim = await queue.claim("a/0", nonce)
+        assert isinstance(claim, Claim)
+        await queue.fail(claim, FailKind.CRASH, "WORKER_LOST", "the webui said nothing for 5 s")
+    assert isinstance(await queue.claim("a/0", "third"), Nothing)
+    other = await queue.claim("b/0", "n")
+    assert isinstance(other, Claim)
+    assert other.job_id == job
+
+
 async def test_the_place_in_line_stays_while_a_job_is_passed_by(queue: Queue, redis: Redis) -> None:
     first, second = await add(queue), await add(queue)
     for worker in ("a/0", "b/0", "c/0"):

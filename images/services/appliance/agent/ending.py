@@ -34,7 +34,7 @@ class Failed:
     @property
     def worker_in_doubt(self) -> bool:
         """The next job may well fail here too."""
-        return self.kind in (FailKind.REFUSED, FailKind.ERROR, FailKind.CRASH)
+        return self.kind in (FailKind.REFUSED, FailKind.ERROR, FailKind.CRASH, FailKind.OOM)
 
 
 @dataclass(frozen=True)

@@ -141,11 +141,7 @@ class Authenticate:
             "a valid API key is needed: `Authorization: Bearer KEY` or `X-Api-Key: KEY`",
             headers={"WWW-Authenticate": f'{scheme} realm="animatediff-ha"'},
         )
-        if scope["type"] == "http":
-            await problem_response(problem, scope["path"])(scope, receive, send)
-            return
-        await receive()
-        await send({"type": "websocket.close", "code": 1008})  # before the handshake: the client sees a 403
+        await problem_response(problem, scope["path"])(scope, receive, send)
 
 
 def identity_of(state: Any) -> Identity:

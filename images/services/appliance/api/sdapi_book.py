@@ -21,7 +21,7 @@ from sdapi.options import Chosen
 from sdapi.progress import Progress
 
 OPTIONS = "options"
-ENDED = "ended"
+ENDED_PREFIX = "ended:"
 CALL_PREFIX = "call:"
 CALLS_LIMIT = 64  # of one user at a time that are looked at
 ENDED_KEPT = 64
@@ -133,15 +133,15 @@ class Book:
         await self.open(user, replace(note, interrupted=True))
 
     async def remember_end(self, user: str, task_id: str) -> None:
-        """Whoever follows a task by its name hears that it is over."""
-        await self._put(user, ENDED, json.dumps([*await self.ended(user), task_id][-ENDED_KEPT:]))
+        """Whoever follows a task by its name hears that it is over. A note for each, as other replicas write theirs at
+        the same time."""
+        await self._put(user, f"{ENDED_PREFIX}{time.time_ns():020d}:{secrets.token_hex(4)}", task_id)
+        old = sorted(await self._ended_notes(user))[:-ENDED_KEPT]
+        if old:
+            await patiently(self._services, lambda: self._services.queue.drop_notes(user, *old))
 
     async def ended(self, user: str) -> list[str]:
-        try:
-            told = json.loads((await self._notes(user)).get(ENDED) or "[]")
-        except ValueError:
-            return []
-        return [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
+        return [task_id for _, task_id in sorted((await self._ended_notes(user)).items())]
 
     async def calls(self, user: str, name: str | None = None) -> list[Call]:
         """The user's calls that are not over, the oldest first; with a name those of this task or request."""
@@ -160,6 +160,9 @@ class Book:
         if name:
             return calls[-1] if calls else None
         return next((call for call in calls if call.running is not None), calls[0] if calls else None)
+
+    async def _ended_notes(self, user: str) -> dict[str, str]:
+        return {name: text for name, text in (await self._notes(user)).items() if name.startswith(ENDED_PREFIX)}
 
     async def _call_notes(self, user: str) -> dict[str, CallNote | None]:
         notes = await self._notes(user)

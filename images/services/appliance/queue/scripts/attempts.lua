@@ -107,27 +107,32 @@ local function backoff_ms(failures)
   return math.floor(math.min(LONGEST_DELAY_MS / 1.25, 1000 * 2 ^ (failures - 1)) * (0.75 + 0.5 * (A.jitter or 0.5)))
 end
 
--- Counts workers, not crashes: one killed host must not spend the budget of an innocent job. Five crashes per
--- allowed worker end it all the same, or a poisonous job would circle for ever in a cluster of two.
--- A worker lost while it commits counts only there: COMMIT may exist, and the next claim has to look for it.
-local function crash_budget_spent(id, worker)
-  local job = get(id, 'crash_workers', 'phase')
-  local known = cjson.decode(job[1] or '{}')
-  if job[2] ~= 'commit' then known[worker] = (known[worker] or 0) + 1 end
-  local distinct = 0
-  for _ in pairs(known) do distinct = distinct + 1 end
-  local total = redis.call('HINCRBY', K.j .. id, 'crash', 1)
-  if distinct > 0 then redis.call('HSET', K.j .. id, 'crash_workers', cjson.encode(known)) end
-  return distinct >= C.crash_budget or total >= 5 * C.crash_budget
-end
-
--- A job that failed with an error, or for want of memory, is for the other workers first, for a while: see claim.lua.
+-- A job that failed with an error, for want of memory, or by more than one crash is for the other workers first, for a
+-- while: see claim.lua.
 local SHUN_MS = 120000
 
 local function shun(id, worker, delay_ms)
   local names = string.match(redis.call('HGET', K.j .. id, 'shun') or '', '^%d+( .*)$') or ' '
   if not string.find(names, ' ' .. worker .. ' ', 1, true) then names = names .. worker .. ' ' end
   redis.call('HSET', K.j .. id, 'shun', int(now + delay_ms + SHUN_MS) .. names)
+end
+
+-- Counts workers, not crashes: one killed host must not spend the budget of an innocent job. Five crashes per
+-- allowed worker end it all the same, or a poisonous job would circle for ever in a cluster of two.
+-- A worker lost while it commits counts only there: COMMIT may exist, and the next claim has to look for it.
+local function crash_budget_spent(id, worker)
+  local job = get(id, 'crash_workers', 'phase')
+  local known = cjson.decode(job[1] or '{}')
+  if job[2] ~= 'commit' then
+    known[worker] = (known[worker] or 0) + 1
+    -- Once is bad luck. A sick worker that is free again first would spend the whole budget alone.
+    if known[worker] > 1 then shun(id, worker, 0) end
+  end
+  local distinct = 0
+  for _ in pairs(known) do distinct = distinct + 1 end
+  local total = redis.call('HINCRBY', K.j .. id, 'crash', 1)
+  if distinct > 0 then redis.call('HSET', K.j .. id, 'crash_workers', cjson.encode(known)) end
+  return distinct >= C.crash_budget or total >= 5 * C.crash_budget
 end
 
 -- Free, but not at the head of the line for ever: a job that no webui takes must let the others pass.
