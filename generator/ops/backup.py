@@ -47,6 +47,13 @@ for key in jobs lease delayed done; do echo "count_$key:$(cli appliance ZCARD "{
 echo "count_dead:$(cli appliance XLEN '{{q}}:dead')"
 """
 _DUMP = f"set -eu; {_CLI} read -r REDISCLI_AUTH; export REDISCLI_AUTH; cli replica --rdb -"
+# What Prometheus has counted already it would add once more, where the exporters begin with an older, lower number. At
+# nothing it knows that counting has begun anew.
+_FORGET_COUNTS = f"""\
+set -eu; {_CLI}
+REDISCLI_AUTH=$(cat $secrets/redis_password); export REDISCLI_AUTH
+cli appliance --scan --pattern '{{q}}:counts:*' | while read -r key; do cli appliance UNLINK "$key"; done
+"""
 # In two steps: what can fail (a full disk, a cut connection) is over on every host before any of them changes.
 _PREPARE = """\
 set -eu; umask 077; cd /data; rm -rf appendonlydir.new; mkdir appendonlydir.new
@@ -137,7 +144,9 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
             with progress.task(f"start {place.host.name}"):
                 options = ("--detach", "--wait", "--wait-timeout", "120", "--no-deps")
                 processes.run(place.compose("up", *options, *services[place.host.name]), timeout=180)
-    return _counts(_source(queues, "master")[1])
+    master, facts = _source(queues, "master")
+    processes.run(_exec(master, _FORGET_COUNTS), timeout=ASK_SECONDS)
+    return _counts(facts)
 
 
 def _prepare(queues: Sequence[Place], source: Path, manifest: Manifest, progress: Progress) -> None:

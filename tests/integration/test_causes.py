@@ -24,7 +24,7 @@ from appliance.api.app import create_app
 from appliance.causes import desk as desks
 from appliance.causes.desk import Desk
 from appliance.gpu import Gpu
-from appliance.job import new_job_id
+from appliance.job import Capabilities, Needs, new_job_id
 from appliance.parameters import parameters_to_keep
 from appliance.queue import AttemptRecord, Claim, FailKind, Queue
 from appliance.redis_link import RedisLink
@@ -292,6 +292,32 @@ async def test_jobs_that_end_meanwhile_are_not_counted_twice(queue: Queue, redis
     report = await Desk(queue, asyncio.Event()).report(7)
     assert len(seen) > len(set(seen)), "some were read twice"
     assert report.looked_at.jobs == len(set(seen))
+
+
+async def test_what_failed_and_waits_to_be_tried_again_is_looked_at(queue: Queue) -> None:
+    """While all workers are away, and that is when an operator asks."""
+    needy = await add(queue, needs=Needs(frames=16))
+    claims = [await queue.claim(worker, "n", Capabilities(max_frames=64)) for worker in ("a/0",)]
+    for _ in range(3):
+        await add(queue)
+    claims += [await queue.claim("b/0", "n", Capabilities(max_frames=1))]
+    for claim in claims:
+        assert isinstance(claim, Claim)
+        await queue.fail(claim, FailKind.CRASH, "WORKER_LOST", "the webui said nothing for 5 s")
+    report = await Desk(queue, asyncio.Event()).report(7)
+    assert (report.looked_at.jobs, report.looked_at.failures) == (2, 2)
+    assert needy in {claim.job_id for claim in claims if isinstance(claim, Claim)}
+
+
+async def test_of_a_long_waiting_line_the_head_is_looked_at(
+    queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "READY_LIMIT", 400)
+    await redis.zadd(keys.READY, {f"j{number:04}": number for number in range(1000)})
+    history = record("x")["history"]
+    for number in (0, 150, 399, 999):
+        await redis.hset(keys.job(f"j{number:04}"), mapping={"state": "queued", "history": history})
+    assert (await Desk(queue, asyncio.Event()).report(7)).looked_at.jobs == 3
 
 
 async def test_without_redis_the_answer_is_503(redis_server: RedisServer, tmp_path: Path) -> None:

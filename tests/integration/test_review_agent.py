@@ -55,8 +55,8 @@ class Studio:
 
     async def _events(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         yield {"event": "started", "total_steps": 1}
-        end = time.monotonic() + self.seconds
-        while time.monotonic() < end:
+        began = time.monotonic()
+        while time.monotonic() < began + self.seconds:
             await asyncio.sleep(0.05)
             yield {"event": "alive", "phase": "step"}
         self.made.append(body["job"])
@@ -276,6 +276,24 @@ async def test_a_job_with_a_broken_commit_does_not_stop_the_line(
     agent = Agent(settings_for(jobs_dir, redis_server), queue, studio)  # type: ignore[arg-type]
     running = asyncio.create_task(agent.run(stop))
     await until(lambda: good in studio.made)
+    stop.set()
+    await running
+
+
+async def test_what_a_claim_has_ended_is_told_before_its_own_job_ends(
+    queue: Queue, redis: Redis, redis_server: RedisServer, jobs_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = await add(queue)
+    await take(queue, "gone/0")
+    await redis.zadd(keys.LEASE, {lost: 1})
+    studio, stop = Studio(jobs_dir, seconds=3600), asyncio.Event()
+    agent = Agent(settings_for(jobs_dir, redis_server), queue, studio)  # type: ignore[arg-type]
+    with caplog.at_level("INFO", "appliance.job_result"):
+        running = asyncio.create_task(agent.run(stop))
+        await until(lambda: any("crash" in record.getMessage() for record in caplog.records))
+        assert studio.made == []
+    studio.seconds = 0
+    await until(lambda: lost in studio.made)
     stop.set()
     await running
 

@@ -215,6 +215,36 @@ async def test_one_workers_odd_description_does_not_stop_anybodys_jobs(queue: Qu
     assert (await queue.submit(submission(needs=Needs("toon", "mm", 16384, 64)))).status == "ok"
 
 
+async def test_the_attempt_that_a_restarted_agent_left_is_told_once(queue: Queue) -> None:
+    await add(queue)
+    await register(queue, "a/0", "old")
+    assert isinstance(await queue.claim("a/0", "n1", boot_id="old"), Claim)
+    about = {"state": "idle", "engine": "e", "fingerprint": "f", "synthetic": "0"}
+    answer = await queue.register("a/0", boot_id="new", **about)
+    assert [(outcome.kind, outcome.reason) for outcome in answer.outcomes] == [("crash", "WORKER_LOST")]
+    assert (await queue.register("a/0", boot_id="new", **about)).outcomes == ()
+    assert (await queue.tick()).outcomes == ()
+
+
+async def test_how_attempts_ended_is_logged_whatever_else_fails(
+    queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        await add(queue)
+    claims = [await take(queue, worker) for worker in ("a/0", "b/0")]
+    await redis.zadd(keys.LEASE, {claim.job_id: 1 for claim in claims})
+
+    async def away(*_: object) -> None:
+        raise QueueUnavailable("Redis fails over")
+
+    monkeypatch.setattr(queue, "request_body", away)
+    monkeypatch.setattr(queue, "stats", away)
+    with caplog.at_level("INFO", "appliance.job_result"):
+        await Ticker(queue).tick_once()
+    lines = [record for record in caplog.records if record.name == "appliance.job_result"]
+    assert [record.getMessage().rpartition(": ")[2] for record in lines] == ["crash", "crash"]
+
+
 async def test_what_a_worker_was_to_the_ledger_is_forgotten_with_it(queue: Queue, redis: Redis) -> None:
     await add(queue)
     await register(queue, "gone/0")

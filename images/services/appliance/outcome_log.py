@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from appliance.errors import QueueError
 from appliance.job import JobState
 from appliance.logs import fields
 from appliance.parameters import describe_for_log
@@ -54,14 +55,19 @@ def _parameters(body: str) -> dict[str, Any] | None:
 
 
 async def log_outcomes(queue: Queue, outcomes: Iterable[Outcome]) -> None:
-    """For attempts that a script ended on its own: leases that ran out, deadlines that passed."""
+    """For attempts that a script ended on its own: leases that ran out, deadlines that passed. Nobody else will tell
+    of them, so that a line without its parameters is better than none."""
     for outcome in outcomes:
+        try:
+            body = await queue.request_body(outcome.job_id)
+        except QueueError:
+            body = None
         log_job_result(
             outcome.job_id,
             outcome.state,
             kind=outcome.kind,
             worker=outcome.worker,
             attempt=outcome.fence,
-            body=await queue.request_body(outcome.job_id),
+            body=body,
             reason=outcome.reason,
         )

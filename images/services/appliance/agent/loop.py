@@ -113,11 +113,8 @@ class Agent:
             return
         self._redis.fine("claiming works again", event="queue_available")
         self._nonce = uuid.uuid4().hex
-        if isinstance(answer, Claim):
-            await self._work(answer, stop)
-        else:
-            await self._wait_for_work(answer, stop)
-        await self._log_outcomes(answer)
+        next_move = self._work(answer, stop) if isinstance(answer, Claim) else self._wait_for_work(answer, stop)
+        await asyncio.gather(log_outcomes(self._queue, answer.outcomes), next_move)
 
     async def _work(self, claim: Claim, stop: asyncio.Event) -> None:
         if stop.is_set():
@@ -202,12 +199,6 @@ class Agent:
                 await wait_or_stop(stop, RETRY_SECONDS)
         finally:
             await cancel_tasks(stopping, waking)
-
-    async def _log_outcomes(self, answer: Claim | Nothing) -> None:
-        try:
-            await log_outcomes(self._queue, answer.outcomes)
-        except QueueError as error:
-            log.warning("%d outcomes could not be logged: %s", len(answer.outcomes), error)
 
     async def _drain(self, stop: asyncio.Event) -> None:
         await stop.wait()

@@ -13,6 +13,7 @@ from appliance.agent.webui import AnyWebui, Ping
 from appliance.errors import QueueError
 from appliance.job import Capabilities
 from appliance.logs import OnceUntilChanged, fields
+from appliance.outcome_log import log_outcomes
 from appliance.queue import Queue
 from appliance.settings import AgentSettings
 
@@ -96,6 +97,7 @@ class Presence:
             **more,
         )
         self.accepted, self.replaced = answer.number > 0, answer.number <= 0
+        await log_outcomes(self._queue, answer.outcomes)
         if answer.order != self.order:
             log.info("ordered: %s", answer.order or "back to work", extra=fields(event="ordered"))
             self.order = answer.order

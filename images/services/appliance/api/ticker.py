@@ -36,8 +36,8 @@ class Ticker:
     async def tick_once(self) -> None:
         try:
             report = await self._queue.tick(self._host)
-            self.stats = await self._queue.stats()
             await log_outcomes(self._queue, report.outcomes)
+            self.stats = await self._queue.stats()
             await self._repair(in_haste=self._was_away(report))
         except QueueError as error:
             self.stats = None

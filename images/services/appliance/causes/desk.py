@@ -28,7 +28,9 @@ READ_SECONDS: Final = 20.0
 COMPARE_SECONDS: Final = 10.0
 CACHE_SECONDS: Final = 30.0
 PATIENCE_SECONDS: Final = 40.0
-LINES: Final[tuple[PastLine, ...]] = ("delayed", "lease", "done")
+LINES: Final[tuple[PastLine, ...]] = ("delayed", "ready", "lease", "done")
+READY_LIMIT: Final = 5000
+"""Of those that wait: what was tried before has its old place, at the head."""
 
 
 class BusyError(ApplianceError):
@@ -81,12 +83,13 @@ class Desk:
         """Jobs that are being tried again first, then the finished ones from the newest on. Answers what ended it
         before all that ended at `since` or later was read."""
         budget, read = Budget(READ_SECONDS, self._stopping.is_set), 0
+        unfinished = set[str]()  # such a job may be in the next line as well by then
         for line in LINES:
             first, before, size = 0, set[str](), SLICE
-            while size == SLICE:
+            while size == SLICE and not (line == "ready" and first >= READY_LIMIT):
                 size, jobs = await self._queue.past_jobs(line, first, SLICE)
                 # The line moves on while it is read: what has come on top pushes others into the next slice.
-                fresh = [job for job in jobs if job.job_id not in before]
+                fresh = [job for job in jobs if job.job_id not in before and job.job_id not in unfinished]
                 if jobs and all((job.finished_at or since) < since for job in jobs):
                     break
                 if fresh and read >= self._most_jobs:
@@ -95,6 +98,8 @@ class Desk:
                     return f"only the newest {read} jobs were looked at, in {READ_SECONDS:g} s"
                 await asyncio.to_thread(_add_all, study, fresh, since)
                 before = {job.job_id for job in jobs}
+                if line != "done":
+                    unfinished |= before
                 first, read = first + size, read + len(fresh)
         return None
 

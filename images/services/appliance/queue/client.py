@@ -197,8 +197,8 @@ class Queue(Reader):
 
     async def register(self, worker: str, **description: str) -> Registration:
         """Keys of `description`: boot_id, state, engine, fingerprint, synthetic; capabilities and gpu as JSON texts."""
-        number, order = await self._call("worker", {"worker": worker, **description})
-        return Registration(int(number), order)
+        number, order, outcomes = await self._call("worker", {"worker": worker, **description})
+        return Registration(int(number), order, Outcome.parse_all(outcomes))
 
     # --- housekeeping --------------------------------------------------------------------------------------------
 
@@ -214,7 +214,8 @@ class Queue(Reader):
         return report.pop("cursor"), RepairReport(**report)
 
     async def past_jobs(self, line: PastLine, first: int, count: int) -> tuple[int, list[PastJob]]:
-        """How many jobs that slice of the line has, and those that are still kept; "done" begins with the newest."""
+        """How many jobs that slice of the line has, and those that are still kept; "done" begins with the newest,
+        "ready" with the heads of the lines, and of those only what was tried before."""
         size, rows = await self._call("past", {"line": line, "first": first, "count": count})
         return int(size), [PastJob.parse(row) for row in rows]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-PastLine = Literal["done", "delayed", "lease"]
+PastLine = Literal["done", "delayed", "lease", "ready"]
 
 
 @dataclass(frozen=True)

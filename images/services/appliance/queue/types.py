@@ -332,10 +332,11 @@ class WorkerRecord:
 @dataclass(frozen=True)
 class Registration:
     """`number` counts the worker's heartbeats; 0 to a process that another one has replaced under this name. `order`
-    is the kind of the order about it, or empty."""
+    is the kind of the order about it, or empty; `outcomes` that of what its former process has left."""
 
     number: int
     order: str = ""
+    outcomes: tuple[Outcome, ...] = ()
 
 
 @dataclass(frozen=True)
