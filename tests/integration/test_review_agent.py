@@ -290,7 +290,7 @@ async def test_what_a_claim_has_ended_is_told_before_its_own_job_ends(
     agent = Agent(settings_for(jobs_dir, redis_server), queue, studio)  # type: ignore[arg-type]
     with caplog.at_level("INFO", "appliance.job_result"):
         running = asyncio.create_task(agent.run(stop))
-        await until(lambda: any("crash" in record.getMessage() for record in caplog.records))
+        await until(lambda: any("crash" in record.getMessage() for record in caplog.records), 2)
         assert studio.made == []
     studio.seconds = 0
     await until(lambda: lost in studio.made)
