@@ -21,8 +21,9 @@ from generator.cli_options import store_of as _store
 from generator.console import console
 from generator.console import say as _say
 from generator.errors import Unhealthy, UserError
+from generator.growth import refuse_to_lose_the_queue
 from generator.ops import backup as backup_ops
-from generator.ops import boot, cluster
+from generator.ops import boot, cluster, shared_secrets
 from generator.ops import demo as demo_ops
 from generator.ops import doctor as doctor_ops
 from generator.ops import images as images_ops
@@ -89,6 +90,7 @@ def check(file: File = DEFAULT_FILE) -> None:
 def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     """Write one self-contained folder per host: compose.yaml and the configuration it mounts."""
     the_plan = _plan(file)
+    refuse_to_lose_the_queue(the_plan, out)
     progress = Progress()
     with progress.task("render") as task:
         changes = tree.write(out, render_plan(the_plan, read_sources()))
@@ -155,6 +157,7 @@ def up(
         for name in _make_secrets(the_plan, file):
             progress.say(f"{name} made anew")
         replaced = lay_out(the_plan, out, _store(file).read())
+    shared_secrets.change_together(targets, cluster.places(the_plan, out, ssh=ssh), progress)
     cluster.up(targets, progress, recreate=recreate, replaced=replaced)
     boot.settle(targets, progress)
 

@@ -26,6 +26,7 @@ from typing import IO
 from generator import __version__, processes
 from generator.errors import ToolError, Unhealthy, UserError
 from generator.ops.cluster import Place
+from generator.ops.replication import CLI, inside
 from generator.progress import Progress, Task
 
 FORMAT = 1
@@ -33,24 +34,18 @@ MANIFEST, DATA = "manifest.json", "queue.rdb"
 COPY_SECONDS = 3600.0
 ASK_SECONDS = 30.0
 SWAP_SECONDS = 120.0
-_CLI = """\
-secrets=/run/secrets; port=$(awk '$1 ~ /^(tls-)?port$/ && $2 > 0 { print $2; exit }' /etc/appliance-redis/redis.conf)
-tls=(); [ ! -e $secrets/ca.crt ] || tls=(--tls --cacert $secrets/ca.crt)
-cli() { redis-cli "${tls[@]}" -p "$port" --no-auth-warning --user "$@"; }
-"""
-# Passwords go through standard input or a mounted secret: an argument would be seen by every user of the host.
 _FACTS = f"""\
-set -eu; {_CLI}
+set -eu; {CLI}
 REDISCLI_AUTH=$(cat $secrets/redis_password); export REDISCLI_AUTH
 cli appliance INFO server; cli appliance INFO replication; cli appliance INFO persistence
 for key in jobs lease delayed done; do echo "count_$key:$(cli appliance ZCARD "{{q}}:$key")"; done
 echo "count_dead:$(cli appliance XLEN '{{q}}:dead')"
 """
-_DUMP = f"set -eu; {_CLI} read -r REDISCLI_AUTH; export REDISCLI_AUTH; cli replica --rdb -"
+_DUMP = f"set -eu; {CLI} read -r REDISCLI_AUTH; export REDISCLI_AUTH; cli replica --rdb -"
 # What Prometheus has counted already it would add once more, where the exporters begin with an older, lower number. At
 # nothing it knows that counting has begun anew.
 _FORGET_COUNTS = f"""\
-set -eu; {_CLI}
+set -eu; {CLI}
 REDISCLI_AUTH=$(cat $secrets/redis_password); export REDISCLI_AUTH
 cli appliance --scan --pattern '{{q}}:counts:*' | while read -r key; do cli appliance UNLINK "$key"; done
 """
@@ -106,7 +101,7 @@ def backup(places: Sequence[Place], replica_password: bytes, output: Path, progr
         with progress.task(f"backup {place.host.name}") as task:
             with _private(part) as file, _watching(part, task):
                 password = replica_password.decode() + "\n"
-                processes.run(_exec(place, _DUMP), timeout=COPY_SECONDS, stdin=password, stdout=file)
+                processes.run(inside(place, _DUMP), timeout=COPY_SECONDS, stdin=password, stdout=file)
             manifest = _describe(place, facts, part)
             with _private(whole) as file, tarfile.open(fileobj=file, mode="w") as archive:
                 _add_text(archive, MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
@@ -145,7 +140,7 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
                 options = ("--detach", "--wait", "--wait-timeout", "120", "--no-deps")
                 processes.run(place.compose("up", *options, *services[place.host.name]), timeout=180)
     master, facts = _source(queues, "master")
-    processes.run(_exec(master, _FORGET_COUNTS), timeout=ASK_SECONDS)
+    processes.run(inside(master, _FORGET_COUNTS), timeout=ASK_SECONDS)
     return _counts(facts)
 
 
@@ -220,7 +215,7 @@ def _source(places: Sequence[Place], wanted: str = "slave") -> tuple[Place, dict
 
 
 def _facts(place: Place) -> dict[str, str]:
-    lines = processes.run(_exec(place, _FACTS), timeout=ASK_SECONDS).splitlines()
+    lines = processes.run(inside(place, _FACTS), timeout=ASK_SECONDS).splitlines()
     return dict(line.strip().split(":", 1) for line in lines if ":" in line)
 
 
@@ -269,10 +264,6 @@ def _runs(place: Place) -> bool:
     return bool(
         processes.run(place.compose("ps", "--status", "running", "--quiet", "redis"), timeout=ASK_SECONDS).strip()
     )
-
-
-def _exec(place: Place, script: str) -> list[str]:
-    return place.compose("exec", "--no-TTY", "redis", "bash", "-o", "pipefail", "-c", script)
 
 
 def _at_rest(place: Place, script: str, *arguments: str) -> list[str]:

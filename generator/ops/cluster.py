@@ -19,6 +19,7 @@ import yaml
 from generator import processes
 from generator.docker import Container, Engine
 from generator.errors import ToolError, Unhealthy, UserError
+from generator.ops import replication
 from generator.planned import UID, HostPlan, Plan
 from generator.progress import Progress
 from generator.secrets import READ_WHILE_RUNNING
@@ -163,6 +164,7 @@ def up(
                 renewal = ["up", *options, "--force-recreate", "--no-deps", *stale]
                 _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
             _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
+            replication.wait_in_step(place, task.update)
             task.finish("healthy")
 
 
@@ -186,6 +188,8 @@ def replace_services(place: Place, services: Sequence[str], on_line: Callable[[s
             on_line(line.strip())
     except ToolError as error:
         raise Unhealthy(f"{error}\n{last_lines(place, services)}") from error
+    if not services or "redis" in services:
+        replication.wait_in_step(place, on_line)
 
 
 def last_lines(place: Place, services: Sequence[str], lines: int = 15) -> str:

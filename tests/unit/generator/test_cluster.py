@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from generator.docker import parse_container
-from generator.errors import ToolError, UserError
-from generator.ops import boot, cluster
+from generator.errors import ToolError, Unhealthy, UserError
+from generator.ops import boot, cluster, replication
 from generator.ops.upgrade_hosts import images_of
 from generator.plan import plan
 from generator.progress import Mode, Progress
 from generator.render import render
 from generator.sources import read_sources
 from tests.unit.generator.clusters import logged, one_host, three_hosts, with_dashboards
+
+IN_STEP = "role:slave\nmaster_link_status:up\n"
 
 
 def rendered(out: Path, *hosts: str) -> Path:
@@ -134,7 +137,7 @@ def test_a_host_runs_without_a_vendor_s_image_that_cannot_be_had(
         return []
 
     monkeypatch.setattr(cluster.processes, "stream", stream)
-    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: IN_STEP)
     cluster.up([place], Progress(Mode.PLAIN))
     profile = "--profile vendor " if can_be_pulled else ""
     assert commands == [
@@ -171,7 +174,7 @@ def test_of_two_vendors_one_may_be_lacking(
         return []
 
     monkeypatch.setattr(cluster.processes, "stream", stream)
-    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: IN_STEP)
     cluster.up([place], Progress(Mode.PLAIN))
     assert commands[-1] == "--profile filebeat up --detach --wait --wait-timeout 600 --remove-orphans"
     said = " ".join(capsys.readouterr().err.split())
@@ -189,7 +192,7 @@ def test_an_upgrade_of_a_host_starts_no_vendor_s_image_that_is_not_there(
     def run(argv: list[str], **_: object) -> str:
         if lacking and "image inspect" in argv[-1] and f"/{lacking}:" in argv[-1]:
             raise ToolError(argv, 1, "No such image")
-        return ""
+        return IN_STEP
 
     monkeypatch.setattr(cluster.processes, "run", run)
     monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
@@ -207,7 +210,7 @@ def test_what_mounts_a_replaced_secret_is_made_anew_and_one_shots_are_not_waited
     (files,) = (files for name, files in render(plan(logged()), read_sources()) if name == "gpu-03")
     (place.folder / "compose.yaml").write_bytes(files["compose.yaml"])
     monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
-    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "")
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: IN_STEP)
     secrets = {"gpu-03": {"logs_setup_password", "elasticsearch_users"}}
     cluster.up([place], Progress(Mode.QUIET), replaced=secrets)
     options = "--detach --wait --wait-timeout 600 --remove-orphans"
@@ -223,3 +226,22 @@ def test_an_upgrade_needs_no_image_that_a_host_can_do_without() -> None:
     images = images_of(files)
     assert "animatediff-ha/services:0.1.0" in images
     assert not [image for image in images if image.startswith("elastic/")]
+
+
+def replace_all(place: cluster.Place) -> None:
+    for services in ([], []):
+        cluster.replace_services(place, services, lambda _: None, seconds=9)
+
+
+@pytest.mark.parametrize("work", [lambda place: cluster.up([place, place], Progress(Mode.QUIET)), replace_all])
+def test_no_host_follows_one_whose_redis_is_not_in_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[cluster.Place], None]
+) -> None:
+    """Else the next one may be the last that has what was acknowledged."""
+    place, commands = logs_host(tmp_path), []
+    monkeypatch.setattr(replication, "IN_STEP_SECONDS", 0.01)
+    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: "role:slave\nmaster_link_status:down\n")
+    monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
+    with pytest.raises(Unhealthy, match="gpu-03 is not in step"):
+        work(place)
+    assert sum(" up " in f" {command} " for command in commands) == 1

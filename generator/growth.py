@@ -1,0 +1,31 @@
+"""What a new plan would do to the queue that the rendered folders know of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generator.errors import UserError
+from generator.planned import Plan
+
+REDIS, SENTINEL = "config/redis/redis.conf", "config/redis/sentinel.conf"
+
+
+def refuse_to_lose_the_queue(plan: Plan, out: Path) -> None:
+    """Raises UserError where a queue of one host grows, and another host would be the first master: an empty one.
+
+    Once there are Sentinels they know the master, whatever is listed first."""
+    before = [folder.parents[2].name for folder in out.glob(f"*/{REDIS}")]
+    if len(before) != 1 or (out / before[0] / SENTINEL).exists():
+        return
+    (holder,) = before
+    now = [host.name for host in plan.hosts if host.queue]
+    if holder not in now:
+        raise UserError(
+            f"the queue is on {holder} alone, which has no queue any more, and what waits in it would stay there: "
+            f"`python -m generator backup`, remove {out / holder}, render, and `restore` before the first `up`"
+        )
+    if now[0] != holder:
+        raise UserError(
+            f"the queue is on {holder} alone, and a larger one begins on the first host with the role queue, which would "
+            f"be {now[0]}: list {holder} before {', '.join(now[: now.index(holder)])} in cluster.yaml"
+        )
