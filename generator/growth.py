@@ -26,6 +26,6 @@ def refuse_to_lose_the_queue(plan: Plan, out: Path) -> None:
         )
     if now[0] != holder:
         raise UserError(
-            f"the queue is on {holder} alone, and a larger one begins on the first host with the role queue, which would "
-            f"be {now[0]}: list {holder} before {', '.join(now[: now.index(holder)])} in cluster.yaml"
+            f"the queue is on {holder} alone, and one of more hosts begins on the first that has the role queue, which "
+            f"would be {now[0]}: list {holder} before {', '.join(now[: now.index(holder)])} in cluster.yaml"
         )

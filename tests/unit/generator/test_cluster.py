@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from generator import cli
 from generator.docker import parse_container
 from generator.errors import ToolError, Unhealthy, UserError
 from generator.ops import boot, cluster, replication
@@ -13,7 +14,7 @@ from generator.ops.upgrade_hosts import images_of
 from generator.plan import plan
 from generator.progress import Mode, Progress
 from generator.render import render
-from generator.sources import read_sources
+from generator.sources import ROOT, read_sources
 from tests.unit.generator.clusters import logged, one_host, three_hosts, with_dashboards
 
 IN_STEP = "role:slave\nmaster_link_status:up\n"
@@ -245,3 +246,14 @@ def test_no_host_follows_one_whose_redis_is_not_in_step(
     with pytest.raises(Unhealthy, match="gpu-03 is not in step"):
         work(place)
     assert sum(" up " in f" {command} " for command in commands) == 1
+
+
+def test_what_the_hosts_share_is_changed_before_any_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(cli.shared_secrets, "change_together", lambda *_: calls.append("together"))
+    monkeypatch.setattr(cli.cluster, "up", lambda *_, **__: calls.append("up"))
+    monkeypatch.setattr(cli.boot, "settle", lambda *_: None)
+    file, out = ROOT / "config/cluster.demo.yaml", tmp_path / "out"
+    cli.render(file, out)
+    cli.up(file, out, None, "ssh", recreate=False)
+    assert calls == ["together", "up"]
