@@ -177,11 +177,13 @@ class QueueHosts:
             return False
 
     def close(self) -> None:
+        """Also of hosts that have no queue any more."""
         for name in self.cluster.hosts:
-            folder = self.folder / name
-            if (folder / "compose.override.yaml").exists():
-                self.engine.compose(folder, "down", "--volumes", "--timeout", "1", timeout=120)
-        for name in self.cluster.hosts:
+            ours = ("--filter", f"label=com.docker.compose.project={self._holder(name)}")
+            for container in self.engine.run("ps", "--all", "--quiet", *ours).split():
+                self.engine.run("rm", "--force", container)
+            for volume in self.engine.run("volume", "ls", "--quiet", *ours).split():
+                self.engine.run("volume", "rm", "--force", volume)
             self.engine.run("rm", "--force", "--volumes", self._holder(name))
         self.engine.run("network", "rm", self.name)
 
