@@ -184,6 +184,8 @@ class QueueHosts:
                 self.engine.run("rm", "--force", container)
             for volume in self.engine.run("volume", "ls", "--quiet", *ours).split():
                 self.engine.run("volume", "rm", "--force", volume)
+            for network in self.engine.run("network", "ls", "--quiet", *ours).split():
+                self.engine.run("network", "rm", network)
             self.engine.run("rm", "--force", "--volumes", self._holder(name))
         self.engine.run("network", "rm", self.name)
 
