@@ -243,6 +243,7 @@ def _alerts(cluster: Cluster) -> AlertPlan:
         gpu_high_seconds=memory.high_seconds,
         gpu_low=round(memory.low_percent / 100, 4),
         gpu_low_seconds=memory.low_seconds,
+        gpu_drains=cluster.webui.engine is WebuiEngine.OWN,
         wait_seconds=slo.wait_seconds,
         wait=_slo("wait", slo.wait_percent),
         success=_slo("success", slo.success_percent),

@@ -95,6 +95,8 @@ class AlertPlan:
     gpu_high_seconds: int
     gpu_low: float
     gpu_low_seconds: int
+    gpu_drains: bool
+    """What torch only keeps is known, so that a GPU which is full of something else may cost a worker its work."""
     wait_seconds: int
     wait: SloPlan
     success: SloPlan

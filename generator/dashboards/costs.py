@@ -20,6 +20,9 @@ from generator.dashboards.panels import (
 
 CHOSEN = f"{ON_NODE},{OF_SIZE}"
 PRICES = f"animatediff_node_price_usd_per_hour{{{ON_NODE}}}"
+# The sum before the mean, and 0 while Prometheus saw none: each series of a price has only its own host's and market's
+# time.
+PAID = f"avg_over_time((sum({PRICES}) or 0 * count(up))[$__range:1m])"
 WORKED = f"animatediff_job_cost_usd_total{{{CHOSEN}}}"
 
 
@@ -60,7 +63,7 @@ def _overview(made: build.Dashboard) -> None:
             "Share of what was paid for that no job used.",
             "percentunit",
             Query(
-                f"1 - clamp_max(sum(rate({WORKED}[$__range])) * 3600 / sum(avg_over_time({PRICES}[$__range])), 1)",
+                f"1 - clamp_max(sum(rate({WORKED}[$__range])) * 3600 / {PAID}, 1)",
                 "idle",
             ),
         )
@@ -83,7 +86,7 @@ def _overview(made: build.Dashboard) -> None:
             "The same with the whole cluster's cost.",
             "currencyUSD",
             Query(
-                f"sum(avg_over_time({PRICES}[$__range])) * $__range_s / 3600"
+                f"{PAID} * $__range_s / 3600"
                 f" / sum(increase(animatediff_video_seconds_generated_total{{{CHOSEN}}}[$__range]))",
                 "USD",
             ),
@@ -181,7 +184,7 @@ def _bill(made: build.Dashboard) -> None:
     made.with_panel(
         listing(
             "The bill, by service",
-            "Of the month that yesterday is in; final: whether AWS has closed those days.",
+            "Of the month that yesterday is in; final: whether AWS has closed those days. Nothing where none came for a day.",
             "currencyUSD",
             Query("max by (service, final) (animatediff_aws_cost_usd)", "{{service}} {{final}}"),
             width=16,

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from generator.model import Cluster
 from generator.plan import plan
 from generator.render import render_host
 from generator.sources import read_sources
@@ -31,7 +32,11 @@ LABEL = re.compile(r"\$labels\.([a-z_]+)")
 @cache
 def rules() -> dict[str, Any]:
     """File name → the rules of a monitoring host, with every default."""
-    the_plan = plan(monitored())
+    return rules_of(monitored())
+
+
+def rules_of(cluster: Cluster) -> dict[str, Any]:
+    the_plan = plan(cluster)
     files = render_host(the_plan.cluster, the_plan.hosts[0], read_sources())
     prefix = "config/prometheus/rules/"
     return {name.removeprefix(prefix): yaml.safe_load(text) for name, text in files.items() if name.startswith(prefix)}
@@ -130,6 +135,19 @@ def test_a_story_that_is_not_so_fails(images: str, tmp_path: Path) -> None:
         changed = [{**rule, **change} if rule.get("alert") == "GpuLost" else rule for rule in gpu["groups"][0]["rules"]]
         said = run_stories(images, tmp_path, [lost], {"gpu.yml": {"groups": [{"name": "gpu", "rules": changed}]}})
         assert "alertname: GpuLost" in said, change
+
+
+def test_the_memory_of_a_foreign_a1111_is_told_and_drains_nobody(images: str, tmp_path: Path) -> None:
+    """It does not tell what its torch only keeps: a healthy one that is busy would be taken out of service."""
+    content = rules_of(monitored(webui={"engine": "a1111", "image": "studio/a1111:1"}))["gpu_memory.yml"]
+    (high,) = (rule for rule in content["groups"][0]["rules"] if "alert" in rule)
+    assert "action" not in high["labels"]
+    assert "gateways" not in high["annotations"]["description"]
+    told = next(story.told for story in ALL if story.alert == "GpuMemoryHigh")
+    warning = {"node_name": "a", "gpu_id": "0", "uuid": "U0", "severity": "warning"}
+    fires = {moment: [warning] for moment in told["fires"]}
+    story = Story("GpuMemoryHigh", {**told, "fires": fires}, INTERVAL)
+    assert run_stories(images, tmp_path, [story], {"gpu_memory.yml": content}) == ""
 
 
 def test_no_alert_is_without_a_story_of_its_beginning_its_end_and_its_silence() -> None:

@@ -67,7 +67,7 @@ def canonical() -> Iterator[Metric]:
         parse_view({"nodes": {"webui a/0": {"state": "UP"}}, "changes": {"webui a/0 UP": 1}}, STATES)
     )
     yield from price_families(PriceTable.parse({"host": PRICE}), ())
-    yield from bill_families(Bill(1.0, {("EC2", True): 1.0}), 1)
+    yield from bill_families(Bill(1.0, {("EC2", True): 1.0}), 1, 1.0)
 
 
 def test_no_complaint_about_a_canonical_name(promtool: str) -> None:

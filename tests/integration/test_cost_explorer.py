@@ -181,6 +181,20 @@ async def test_a_restart_asks_nothing_that_is_known(
     await link.close()
 
 
+async def test_in_a_new_month_the_bill_of_the_old_one_is_not_waited_with(
+    redis: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the second day, as the first one asks for the whole month before."""
+    link = RedisLink(redis_server.settings)
+    client = Counted(lambda: page(("Amazon EC2", "1")))
+    the_second = 1_764_633_600.0 - NOW  # 2 December 2025, 00:00
+    for start, asked in ((-3600.0, 1), (-60.0, 1), (60.0, 2), (3600.0, 2)):
+        with at(monkeypatch, the_second + start):
+            await CostExplorer(link, lambda: client)._look()
+        assert client.asked == asked, start
+    await link.close()
+
+
 async def test_a_clock_that_was_a_year_ahead_does_not_keep_it_from_asking(
     redis: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

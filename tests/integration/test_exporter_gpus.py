@@ -56,7 +56,7 @@ def is_open() -> Iterator[None]:
 
 def read(state: State) -> GpuReading:
     state.write()
-    return read_gpu(find_gpus()[0].handle)
+    return read_gpu(find_gpus().found[0].handle)
 
 
 # --- one reading -----------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_all_that_a_gpu_tells(gpus: State, is_open: None) -> None:
         },
         ecc_errors={"corrected": 3, "uncorrected": 0},
     )
-    assert read_facts(find_gpus()[0].handle) == GpuFacts("NVIDIA A10G", "550.54.15", "00000000:01:00.0")
+    assert read_facts(find_gpus().found[0].handle) == GpuFacts("NVIDIA A10G", "550.54.15", "00000000:01:00.0")
 
 
 def test_an_old_driver_is_asked_as_it_knows(old_driver: State, is_open: None) -> None:
@@ -139,7 +139,9 @@ def test_one_that_cannot_be_found_does_not_hide_the_others(gpus: State, is_open:
     gpus.add(0, enum_error=15)
     gpus.add(1)
     gpus.write()
-    assert [(found.index, found.uuid) for found in find_gpus()] == [(1, uuid_of(1))]
+    listed = find_gpus()
+    assert [(found.index, found.uuid) for found in listed.found] == [(1, uuid_of(1))]
+    assert (listed.silent, listed.is_whole) == (1, False)
 
 
 # --- life ------------------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class Watched:
             time.sleep(0.02)
         return now
 
-    def until_ups(self, **wanted: bool) -> dict[str, GpuState]:
+    def until_ups(self, **wanted: bool | None) -> dict[str, GpuState]:
         ids = {name.removeprefix("gpu").replace("_", "-"): up for name, up in wanted.items()}
         return self.until(lambda now: {gpu_id: gpu.up for gpu_id, gpu in now.items()} == ids)
 
@@ -281,10 +283,28 @@ def test_a_driver_that_is_not_there_yet(gpus: State, quick: None) -> None:
     time.sleep(0.3)
 
 
-def test_a_gpu_of_a_worker_that_this_host_does_not_have(gpus: State, quick: None) -> None:
+def test_a_gpu_that_was_never_here_is_lost_only_where_nvml_does_not_know_its_own(gpus: State, quick: None) -> None:
     gpus.add(0)
     watched = Watched(gpus, [uuid_of(0), uuid_of(5)])
-    watched.until_ups(gpu0=True, gpu1=False)
+    watched.until_ups(gpu0=True, gpu1=None)
+    time.sleep(2 * rules.HUNG_SECONDS)
+    assert watched.now()["1"].up is None, "there is one in its stead, or none: nothing was lost"
+    gpus.add(2, enum_error=15)
+    gpus.write()
+    watched.until_ups(gpu0=True, gpu1=False)  # it may be the one that NVML counts and cannot name
+    del gpus.gpus[uuid_of(2)]["enum_error"]
+    gpus.write()
+    watched.until_ups(gpu0=True, gpu1=None, gpunvml_1=True)
+    gpus.gpus.clear()
+    gpus.write()
+    watched.until_ups(gpu0=False, gpu1=False, gpunvml_1=False)  # a host whose last GPU is gone is not well
+    gpus.add(5)
+    gpus.write()
+    watched.until(lambda now: now["1"].up is True)
+    del gpus.gpus[uuid_of(5)]
+    gpus.add(0)
+    gpus.write()
+    watched.until(lambda now: (now["0"].up, now["1"].up) == (True, False))  # now it has been met
     watched.watch.stop()
     time.sleep(0.3)
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from generator.checks_monitoring import WAIT_BOUNDS
 from generator.model import Cluster
 from generator.plan import plan
 from generator.planned_metrics import MetricsPlan, Target
+from generator.render import render_host
+from generator.sources import read_sources
 from tests.unit.generator.clusters import gpu, monitored, monitored_alone, three_hosts, with_dashboards
 
 GRAFANA = {"grafana_image": "grafana/grafana:11.6.0"}
@@ -108,6 +111,17 @@ def test_an_slo_asks_for_a_bound_that_is_counted() -> None:
     """The queue's scripts count by these; another one could never be told."""
     counts = pytest.importorskip("appliance.queue.counts", reason="NOT CHECKED: there is no exporter here yet")
     assert set(WAIT_BOUNDS) <= set(counts.BOUNDS)
+
+
+def test_an_order_to_drain_outlives_a_repetition_that_gets_lost_and_hardly_more() -> None:
+    """Its end may never be told: an alert that ends while another one inhibits it is not told at all."""
+    alerts = pytest.importorskip("appliance.api.alerts", reason="NOT CHECKED: there is no api here")
+    the_plan = plan(monitored())
+    text = render_host(the_plan.cluster, the_plan.hosts[0], read_sources())["config/alertmanager/alertmanager.yml"]
+    (route,) = (one for one in yaml.safe_load(text)["route"]["routes"] if one["receiver"] == "appliance")
+    assert route["repeat_interval"].endswith("m")
+    repeat_seconds = 60 * int(route["repeat_interval"].removesuffix("m"))
+    assert 2 * repeat_seconds < alerts.HOLD_SECONDS <= 3 * repeat_seconds
 
 
 def test_a_receiver_gets_what_is_as_bad_or_worse() -> None:

@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/v1/alerts", tags=["nodes"], responses=documented(400, 401, 403, 413, 422, 503))
 
 BY: Final = "alertmanager"
-HOLD_SECONDS: Final = 3600.0
-"""Without word from Alertmanager, which repeats itself much more often, an order ends after this long."""
+HOLD_SECONDS: Final = 1500.0
+"""An order ends this long after Alertmanager's last word, which it repeats every 600 s: one of them may get lost. Not
+much later, as nobody is told of an alert's end while HostDown or GpuLost inhibits it."""
 MOST_ALERTS: Final = 1000
 
 

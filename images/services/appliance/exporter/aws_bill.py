@@ -16,6 +16,8 @@ from appliance.exporter.families import counter, gauge
 METRIC = "UnblendedCost"
 MOST_SERVICES = 25
 OTHERS = "other"
+MOST_AGE_SECONDS = 24 * 3600.0
+"""Three times asked in vain."""
 Page = Mapping[str, Any]
 
 
@@ -41,12 +43,23 @@ class Bill:
         except (ValueError, KeyError, TypeError):
             return None
 
+    def is_of_this_month(self, now: float) -> bool:
+        """That of `request`."""
+        return _start(today_utc(self.at)) == _start(today_utc(now))
+
+    def is_told(self, now: float) -> bool:
+        """An older one would look like what the account costs now for as long as AWS cannot be asked."""
+        return abs(now - self.at) < MOST_AGE_SECONDS and self.is_of_this_month(now)
+
+
+def _start(today: date) -> date:
+    return (today - timedelta(days=1)).replace(day=1)
+
 
 def request(today: date, token: str | None) -> dict[str, Any]:
     """The month that yesterday is in, up to and with yesterday: never empty, and whole on the first of the next one."""
-    start = (today - timedelta(days=1)).replace(day=1)
     asked: dict[str, Any] = {
-        "TimePeriod": {"Start": start.isoformat(), "End": today.isoformat()},
+        "TimePeriod": {"Start": _start(today).isoformat(), "End": today.isoformat()},
         "Granularity": "DAILY",
         "Metrics": [METRIC],
         "GroupBy": [{"Type": "DIMENSION", "Key": "SERVICE"}],
@@ -87,17 +100,18 @@ def _with_few_services(usd: Mapping[tuple[str, bool], float]) -> dict[tuple[str,
     return merged
 
 
-def bill_families(bill: Bill | None, requests: int) -> Iterator[Metric]:
+def bill_families(bill: Bill | None, requests: int, now: float) -> Iterator[Metric]:
     yield counter(
         "animatediff_cost_explorer_requests_total",
         "Pages asked of AWS Cost Explorer, each of which costs 0.01 USD",
         [({}, float(requests))],
     )
     if bill is not None:
+        told = bill.usd if bill.is_told(now) else {}
         yield gauge(
             "animatediff_aws_cost_usd",
             "The AWS account's costs of the month that yesterday is in; final: whether AWS has closed those days",
-            (({"service": s, "final": str(final).lower()}, usd) for (s, final), usd in bill.usd.items()),
+            (({"service": s, "final": str(final).lower()}, usd) for (s, final), usd in told.items()),
         )
         yield gauge("animatediff_aws_cost_updated_timestamp_seconds", "When AWS was asked for that", [({}, bill.at)])
 

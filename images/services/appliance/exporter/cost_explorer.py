@@ -100,9 +100,7 @@ class CostExplorer:
         self.bill = Bill.parse(known.get("bill")) or self.bill
         self.requests = max(self.requests, int(known.get("requests", 0)))
         now = time.time()
-        # A time to come is that of a clock which was wrong: it must not keep anybody from asking.
-        has_fresh = self.bill is not None and 0 <= now - self.bill.at < PERIOD_SECONDS
-        if has_fresh or 0 <= now - float(known.get("asked_at", 0)) < float(known.get("pause", 0)):
+        if self._has_fresh(now) or 0 <= now - float(known.get("asked_at", 0)) < float(known.get("pause", 0)):
             return
         await self._remember({"asked_at": str(now), "pause": str(LEAST_PAUSE_SECONDS)})
         try:
@@ -114,6 +112,11 @@ class CostExplorer:
         self.bill = bill
         await self._remember({"bill": bill.to_json(), "pause": "0"})
         self._condition.fine("AWS tells its costs again", event="aws_works")
+
+    def _has_fresh(self, now: float) -> bool:
+        """A time to come is that of a clock which was wrong: it must not keep anybody from asking."""
+        bill = self.bill
+        return bill is not None and 0 <= now - bill.at < PERIOD_SECONDS and bill.is_of_this_month(now)
 
     async def ask(self, now: float) -> Bill:
         """All pages of one answer; raises CostExplorerError."""

@@ -126,7 +126,7 @@ class Exporter:
         known = (self._models.get(gpu.uuid.casefold()) for gpu in facts.gpus)
         yield from price_families(settings.prices, [model for model in known if model is not None])
         if self._aws is not None:
-            yield from bill_families(self._aws.bill, self._aws.requests)
+            yield from bill_families(self._aws.bill, self._aws.requests, time.time())
         answered = {"redis": facts.redis is not None}
         answered |= {"gateway": facts.gateway is not None} if settings.gateway_socket else {}
         yield gauge(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import pytest
@@ -119,11 +119,37 @@ def test_a_bill_outlives_its_process() -> None:
 
 
 def test_what_is_told_of_it() -> None:
-    text = write(bill_families(Bill(7, {("EC2", True): 3.5, ("EC2", False): 1}), 4), {"node_name": "a"}).decode()
+    text = write(bill_families(Bill(7, {("EC2", True): 3.5, ("EC2", False): 1}), 4, 8), {"node_name": "a"}).decode()
     assert 'animatediff_aws_cost_usd{final="true",node_name="a",service="EC2"} 3.5' in text
     assert 'animatediff_aws_cost_usd{final="false",node_name="a",service="EC2"} 1.0' in text
     assert 'animatediff_cost_explorer_requests_total{node_name="a"} 4.0' in text
-    assert "aws_cost" not in write(bill_families(None, 0), {}).decode()
+    assert "aws_cost" not in write(bill_families(None, 0, 8), {}).decode()
+
+
+def moment(text: str) -> float:
+    return datetime.fromisoformat(f"{text}+00:00").timestamp()
+
+
+@pytest.mark.parametrize(
+    ("asked", "now", "is_told"),
+    [
+        ("2025-11-13 02:00", "2025-11-13 02:00", True),
+        ("2025-11-13 02:00", "2025-11-14 01:59", True),  # three times in vain
+        ("2025-11-13 02:00", "2025-11-14 02:00", False),
+        ("2025-11-13 02:00", "2026-11-13 02:00", False),
+        ("2025-11-30 23:00", "2025-12-01 22:00", True),  # the month that yesterday is in has not changed
+        ("2025-12-01 23:00", "2025-12-01 23:59", True),
+        ("2025-12-01 23:00", "2025-12-02 00:00", False),  # it is November's, whole
+        ("2025-11-13 02:00", "2025-11-13 01:59", True),  # clocks differ
+        ("2025-11-20 02:00", "2025-11-13 02:00", False),
+    ],
+)
+def test_a_bill_is_told_while_it_is_one_of_today(asked: str, now: str, is_told: bool) -> None:
+    bill = Bill(moment(asked), {("EC2", True): 3.5})
+    told = {family.name: [sample.value for sample in family.samples] for family in bill_families(bill, 4, moment(now))}
+    assert told["animatediff_aws_cost_usd"] == ([3.5] if is_told else [])
+    assert told["animatediff_aws_cost_updated_timestamp_seconds"] == [bill.at], "by which its age is judged"
+    assert told["animatediff_cost_explorer_requests"] == [4.0]
 
 
 def test_days_are_those_of_aws() -> None:

@@ -53,21 +53,34 @@ class Found:
     handle: Handle
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The GPUs that NVML has now. `silent`: how many more it counts that do not even tell their UUID."""
+
+    found: list[Found]
+    silent: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """What is not in it is not in the host. A driver that knows none at all may have lost them."""
+        return bool(self.found) and not self.silent
+
+
 def make_door() -> Door:
     return Door(pynvml.nvmlInit, pynvml.nvmlShutdown)
 
 
-def find_gpus() -> list[Found]:
-    """All that answer to their index; those that are lost are left out."""
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
+def find_gpus() -> Listing:
+    """All that answer to their index, and how many do not."""
+    found, count = [], pynvml.nvmlDeviceGetCount()
+    for index in range(count):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             found.append(Found(index, pynvml.nvmlDeviceGetUUID(handle), handle))
         except NvmlError as error:
             if error.value == pynvml.NVML_ERROR_UNINITIALIZED:
                 raise
-    return found
+    return Listing(found, silent=count - len(found))
 
 
 def read_facts(handle: Handle) -> GpuFacts:

@@ -75,8 +75,8 @@ class Track:
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU now. `up` None: not known yet. `xids`: how often each XID has come since this process began; None where
-    the driver tells of none."""
+    """One GPU now. `up` None: not known yet, or a worker's that this process has never met though NVML has all that it
+    counts. `xids`: how often each XID has come since this process began; None where the driver tells of none."""
 
     gpu_id: str
     uuid: str

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from appliance.exporter.gpu import nvml
 from appliance.exporter.gpu.door import Door, DoorClosedError
-from appliance.exporter.gpu.nvml import Found, Handle, LostGpuError, NvmlError
+from appliance.exporter.gpu.nvml import Found, Handle, Listing, LostGpuError, NvmlError
 from appliance.exporter.gpu.readings import READ_SECONDS, GpuState, Seen, Track, gpu_id_of
 from appliance.exporter.gpu.xids import XidListener
 from appliance.logs import OnceUntilChanged
@@ -29,6 +29,7 @@ class GpuReader:
     def __init__(self, uuid: str, gpu_id: str, door: Door, stop: threading.Event) -> None:
         self.uuid, self.gpu_id = uuid, gpu_id
         self.track = Track(time.monotonic())
+        self.was_met = False
         self._door, self._stop = door, stop
         self._place: tuple[int, Handle] | None = None
         self._moved = threading.Event()
@@ -36,6 +37,7 @@ class GpuReader:
         threading.Thread(target=self._run, name=f"gpu-{gpu_id}", daemon=True).start()
 
     def meet(self, generation: int, handle: Handle) -> None:
+        self.was_met = True
         if self._place is None or self._place[0] != generation:
             self._move((generation, handle))
 
@@ -77,13 +79,14 @@ class GpuReader:
 
 
 class GpuWatch:
-    """`workers`: the UUIDs of the workers' GPUs in their order. Those are told of even where they were never seen."""
+    """`workers`: the UUIDs of the workers' GPUs in their order."""
 
     def __init__(self, workers: Sequence[str]) -> None:
         self._workers = tuple(workers)
         self._stop = threading.Event()
         self._door = nvml.make_door()
         self._readers: dict[str, GpuReader] = {}
+        self._listing = Listing([])
         self._condition = OnceUntilChanged(log)
         self._pause = FIRST_PAUSE_SECONDS
         self._tried_at = time.monotonic()
@@ -107,27 +110,31 @@ class GpuWatch:
     def _state(self, reader: GpuReader, now: float) -> GpuState:
         track = reader.track
         up = track.is_up(now)
+        if not reader.was_met and self._listing.is_whole:
+            up = None  # was taken out, or never was: GpuUnseen, which sees that it is not told, knows what to do
         facts, reading = (track.seen.facts, track.seen.reading) if up and track.seen else (None, None)
         return GpuState(reader.gpu_id, reader.uuid, up, facts, reading, reader.xids.counts())
 
     def _survey(self) -> None:
         while not self._stop.is_set():
             try:
-                self._look_around()
+                self._listing = self._look_around()
             except (NvmlError, DoorClosedError) as error:
+                self._listing = Listing([])
                 self._condition.failing(f"NVML does not work: {error}", event="nvml_failed")
                 self._miss_others(set())
             except Exception:
                 log.exception("looking for GPUs failed")
             self._stop.wait(SURVEY_SECONDS)
 
-    def _look_around(self) -> None:
+    def _look_around(self) -> Listing:
         if not self._door.is_open or self._should_open_anew(time.monotonic()):
             self._door.open_anew(PATIENCE_SECONDS)
         with self._door.inside() as generation:
-            found = nvml.find_gpus()
-        self._meet(generation, found)
+            listing = nvml.find_gpus()
+        self._meet(generation, listing.found)
         self._condition.fine("NVML works again", event="nvml_works")
+        return listing
 
     def _should_open_anew(self, now: float) -> bool:
         """A GPU that came back is seen only then. Not while one hangs: the door would stay shut to the others."""
