@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from generator import certificates
+from generator import certificate_files, certificates, secret_files
+from generator.errors import UserError
 from generator.plan import plan
 from generator.secrets import Store, lay_out, redis_names
 from tests.unit.generator.clusters import cluster, one_host, three_hosts
 from tests.unit.generator.test_secrets import UID
 
 NAMES = ("video.example.net", "192.168.1.10")
+REDIS = redis_names(plan(three_hosts()))
 
 
 def test_a_good_certificate_is_fresh_and_of_this_authority_for_exactly_these_names(
@@ -80,3 +82,76 @@ def test_laying_out_tells_which_files_a_running_container_has_an_old_copy_of(tmp
     (tmp_path / "secrets/redis-gpu-02.crt").unlink()
     store.create_missing(NAMES, tls=True, redis=redis_names(the_plan))
     assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {"gpu-02": {"redis.crt", "redis.key"}}
+
+
+def all_made(folder: Path) -> Store:
+    store = Store(folder / "secrets")
+    store.create_missing(NAMES, tls=True, redis=REDIS)
+    return store
+
+
+@pytest.mark.parametrize("key", [None, "another", "", "encrypted"])
+def test_an_authority_without_its_key_stays_and_so_does_what_it_has_signed(tmp_path: Path, key: str | None) -> None:
+    """Whoever keeps `ca.key` elsewhere needs it only when something has to be signed."""
+    store = all_made(tmp_path)
+    before, place = store.read(), store.folder / "ca.key"
+    kept = place.read_bytes()
+    place.unlink()
+    if key is not None:
+        encrypted = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
+        place.write_bytes({"another": certificates.make_authority()[0], "encrypted": encrypted}.get(key, b""))
+    assert store.create_missing(NAMES, tls=True, redis=REDIS) == []
+    moved = {**REDIS, "gpu-02": ("gpu-02", "192.168.1.99")}
+    with pytest.raises(UserError, match=r"ca\.key: missing.*redis-gpu-02\.crt cannot be signed; put the key back"):
+        store.create_missing(NAMES, tls=True, redis=moved)
+    assert store.read() == before
+    place.write_bytes(kept)
+    assert store.create_missing(NAMES, tls=True, redis=moved) == ["redis-gpu-02.crt"]
+    assert store.read()["ca.crt"] == before["ca.crt"]
+
+
+def test_an_authority_that_ends_soon_is_made_anew_only_where_its_key_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = all_made(tmp_path)
+    before = store.read()
+    (store.folder / "ca.key").rename(tmp_path / "kept")
+    monkeypatch.setattr(certificates, "RENEW_DAYS", certificates.AUTHORITY_DAYS + 1)
+    with pytest.raises(UserError, match=r"ca\.key: missing.*ca\.crt cannot be read, or ends soon"):
+        store.create_missing(NAMES, tls=True, redis=REDIS)
+    assert store.read() == before
+    (tmp_path / "kept").rename(store.folder / "ca.key")
+    store.create_missing(NAMES, tls=True, redis=REDIS)
+    assert store.read()["ca.crt"] != before["ca.crt"]
+
+
+@pytest.mark.parametrize("old", ["ends soon", "none"])
+def test_an_authority_that_was_cut_off_half_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    """Whichever file the power cut comes before."""
+    for count in range(9):
+        store, left = Store(tmp_path / str(count)), count
+        if old != "none":
+            with monkeypatch.context() as years_ago:
+                years_ago.setattr(certificates, "AUTHORITY_DAYS", 30)
+                years_ago.setattr(certificates, "is_fresh", lambda *_: True)
+                store.create_missing(NAMES, tls=True, redis=REDIS)
+
+        def cut_off(path: Path, content: bytes) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            secret_files.replace(path, content)
+
+        with monkeypatch.context() as cut:
+            cut.setattr(certificate_files, "replace", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                store.create_missing(NAMES, tls=True, redis=REDIS)
+        store.create_missing(NAMES, tls=True, redis=REDIS)
+        values = store.read()
+        assert certificates.fits((store.folder / "ca.key").read_bytes(), values["ca.crt"])
+        for name, names in {"tls": NAMES, **{f"redis-{host}": names for host, names in REDIS.items()}}.items():
+            assert certificates.is_good(values[f"{name}.crt"], values["ca.crt"], names)
+            assert certificates.fits(values[f"{name}.key"], values[f"{name}.crt"])
