@@ -58,10 +58,10 @@ def _lacks_key(folder: Path, reason: str) -> UserError:
 
 
 def _is_good(folder: Path, name: str, names: Iterable[str], authority: _Authority) -> bool:
-    chain = folder / f"{name}.crt"
-    if not ((folder / f"{name}.key").exists() and chain.exists()):
+    key, chain = folder / f"{name}.key", folder / f"{name}.crt"
+    if not (key.exists() and chain.exists()):
         return False
-    return certificates.is_good(chain.read_bytes(), authority.certificate, tuple(names))
+    return certificates.is_good(key.read_bytes(), chain.read_bytes(), authority.certificate, tuple(names))
 
 
 def _sign(folder: Path, name: str, names: tuple[str, ...], authority: _Authority, *, also_client: bool) -> None:

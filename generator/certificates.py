@@ -77,9 +77,9 @@ def fits(key: bytes, chain: bytes) -> bool:
         return False
 
 
-def is_good(chain: bytes, authority_certificate: bytes, names: tuple[str, ...]) -> bool:
-    """Whether a server's certificate is fresh, of this authority and for exactly these names."""
-    if not is_fresh(chain):
+def is_good(key: bytes, chain: bytes, authority_certificate: bytes, names: tuple[str, ...]) -> bool:
+    """Whether a server's certificate is fresh, of this key and this authority and for exactly these names."""
+    if not (is_fresh(chain) and fits(key, chain)):
         return False
     certificate = x509.load_pem_x509_certificate(chain)
     try:

@@ -32,7 +32,7 @@ from generator.ops.engine import ensure_engine
 from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
-from generator.secrets import lay_out, logs_names, monitoring_names, redis_names
+from generator.secrets import logs_names, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
 
 app = typer.Typer(
@@ -124,7 +124,7 @@ def secrets(context: typer.Context, file: FileOption = DEFAULT_FILE, out: Out = 
     else:
         the_plan = _plan(file)
         made = _make_secrets(the_plan, file)
-        lay_out(the_plan, out, _store(file).read())
+        _store(file).lay_out(the_plan, out)
         _say(f"made {', '.join(made)}" if made else "all secrets exist")
 
 
@@ -133,7 +133,7 @@ def rotate(name: str, file: FileOption = DEFAULT_FILE, out: Out = DEFAULT_OUT) -
     """Replace one secret, lay it out again and say what has to be restarted."""
     the_plan = _plan(file)
     _store(file).rotate(name)
-    lay_out(the_plan, out, _store(file).read())
+    _store(file).lay_out(the_plan, out)
     _say(f"{name} replaced; services read it when they start: `python -m generator up --recreate`")
 
 
@@ -154,7 +154,7 @@ def up(
     if _store(file).folder.exists():
         for name in _make_secrets(the_plan, file):
             progress.say(f"{name} made anew")
-        replaced = lay_out(the_plan, out, _store(file).read())
+        replaced = _store(file).lay_out(the_plan, out)
     cluster.up(targets, progress, recreate=recreate, replaced=replaced)
     boot.settle(targets, progress)
 

@@ -57,7 +57,8 @@ READ_WHILE_RUNNING = frozenset({API_KEYS})
 MONITORING, LOGS = "monitoring-", "logs-"
 """What the names of the certificates of hosts' monitoring and logs begin with. Both are shown by clients, too."""
 
-LOCK_SECONDS = 5.0
+LOCK_SECONDS = 30.0
+"""Longer than a few that each lay out a large cluster."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Store:
         wanted |= {f"{LOGS}{host}": names for host, names in (logs or {}).items()}
         with secret_files.told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._one_at_a_time():
             made = [name for name in PLAIN if secret_files.create(self.folder / name, PLAIN[name])]
             both_ways = frozenset(name for name in wanted if name.startswith((MONITORING, LOGS)))
             return made + certificate_files.keep(self.folder, wanted, also_client=both_ways)
@@ -98,7 +100,7 @@ class Store:
         """Replace one plain secret; lay the hosts' copies out again afterwards."""
         if name not in PLAIN:
             raise UserError(f'"{name}" is not a secret that can be rotated; one of: {", ".join(PLAIN)}')
-        with secret_files.told(self.folder):
+        with self._one_at_a_time():
             secret_files.replace(self.folder / name, PLAIN[name]())
 
     def api_keys(self) -> tuple[ApiKey, ...]:
@@ -125,7 +127,8 @@ class Store:
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """Two that change the list together must not lose each other's key. The lock ends with its process."""
+        """Two that change something together must not lose each other's key, nor mix a pair of two. Not to be nested;
+        the lock ends with its process."""
         with secret_files.told(self.folder):
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -142,6 +145,11 @@ class Store:
                 if path.exists():
                     values[path.name] = path.read_bytes()
         return values | {API_KEYS: key_list.text_of(self.api_keys()).encode()}
+
+    def lay_out(self, plan: Plan, out: Path, *, uid: int = UID) -> dict[str, set[str]]:
+        """`lay_out` of what is here now: nobody changes it meanwhile, or lays out something older afterwards."""
+        with self._one_at_a_time():
+            return lay_out(plan, out, self.read(), uid=uid)
 
 
 def for_host(host: HostPlan, values: Values) -> Values:
@@ -297,5 +305,7 @@ def _lock(descriptor: int, folder: Path) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
-                raise UserError(f"{folder}: another command has been changing the keys; end it and try again") from None
+                raise UserError(
+                    f"{folder}: another command has been changing the secrets; end it and try again"
+                ) from None
             time.sleep(0.05)

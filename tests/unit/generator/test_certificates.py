@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from cryptography import x509
 from generator import certificate_files, certificates, secret_files
 from generator.errors import UserError
 from generator.plan import plan
-from generator.secrets import Store, lay_out, redis_names
+from generator.secrets import Store, for_host, lay_out, redis_names
 from tests.unit.generator.clusters import cluster, one_host, three_hosts
 from tests.unit.generator.test_secrets import UID
 
@@ -21,13 +23,15 @@ def test_a_good_certificate_is_fresh_and_of_this_authority_for_exactly_these_nam
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     authority = certificates.make_authority()
-    _, chain = certificates.make_server(*authority, NAMES)
-    assert certificates.is_good(chain, authority[1], NAMES)
-    assert certificates.is_good(chain, authority[1], tuple(reversed(NAMES)))
-    assert not certificates.is_good(chain, authority[1], (*NAMES, "192.168.1.11"))
-    assert not certificates.is_good(chain, authority[1], NAMES[:1])
-    assert not certificates.is_good(chain, certificates.make_authority()[1], NAMES)
-    assert not certificates.is_good(b"", authority[1], NAMES)
+    key, chain = certificates.make_server(*authority, NAMES)
+    assert certificates.is_good(key, chain, authority[1], NAMES)
+    assert certificates.is_good(key, chain, authority[1], tuple(reversed(NAMES)))
+    assert not certificates.is_good(key, chain, authority[1], (*NAMES, "192.168.1.11"))
+    assert not certificates.is_good(key, chain, authority[1], NAMES[:1])
+    assert not certificates.is_good(key, chain, certificates.make_authority()[1], NAMES)
+    assert not certificates.is_good(key, b"", authority[1], NAMES)
+    assert not certificates.is_good(authority[0], chain, authority[1], NAMES)
+    assert not certificates.is_good(b"", chain, authority[1], NAMES)
     end = x509.load_pem_x509_certificate(chain).not_valid_after_utc
     assert certificates.is_fresh(chain, end - datetime.timedelta(days=certificates.RENEW_DAYS + 1))
     assert not certificates.is_fresh(chain, end - datetime.timedelta(days=certificates.RENEW_DAYS - 1))
@@ -153,5 +157,45 @@ def test_an_authority_that_was_cut_off_half_made_is_made_again(
         values = store.read()
         assert certificates.fits((store.folder / "ca.key").read_bytes(), values["ca.crt"])
         for name, names in {"tls": NAMES, **{f"redis-{host}": names for host, names in REDIS.items()}}.items():
-            assert certificates.is_good(values[f"{name}.crt"], values["ca.crt"], names)
-            assert certificates.fits(values[f"{name}.key"], values[f"{name}.crt"])
+            assert certificates.is_good(values[f"{name}.key"], values[f"{name}.crt"], values["ca.crt"], names)
+
+
+def test_a_key_that_is_not_that_of_its_certificate_is_replaced_with_it(tmp_path: Path) -> None:
+    """What a restore of single files leaves, for one: Redis would not start with it, and nobody would look again."""
+    store = all_made(tmp_path)
+    before = store.read()
+    (store.folder / "redis-gpu-01.key").write_bytes(before["redis-gpu-02.key"])
+    assert store.create_missing(NAMES, tls=True, redis=REDIS) == ["redis-gpu-01.crt"]
+    after = store.read()
+    assert certificates.fits(after["redis-gpu-01.key"], after["redis-gpu-01.crt"])
+    assert store.create_missing(NAMES, tls=True, redis=REDIS) == []
+
+
+def test_several_that_renew_together_leave_no_mixed_pair(tmp_path: Path) -> None:
+    """`up --host X &` for each host, on the day that all certificates are due: here and in the hosts' folders."""
+    store, the_plan = all_made(tmp_path), plan(three_hosts())
+    fork = multiprocessing.get_context("fork")
+
+    def run(together: Barrier, number: int) -> None:
+        together.wait(10)
+        store.create_missing(NAMES, tls=True, redis=REDIS)
+        if number == 0:
+            store.rotate("cluster_token")
+        store.lay_out(the_plan, tmp_path, uid=UID)
+
+    for _ in range(6):
+        for path in [*store.folder.glob("redis-*.crt"), store.folder / "tls.crt"]:
+            path.unlink()
+        together = fork.Barrier(4)
+        runs = [fork.Process(target=run, args=(together, number)) for number in range(4)]
+        for one in runs:
+            one.start()
+        for one in runs:
+            one.join(30)
+        assert [one.exitcode for one in runs] == [0] * 4
+        values = store.read()
+        for name in ("tls", *(f"redis-{host}" for host in REDIS)):
+            assert certificates.fits(values[f"{name}.key"], values[f"{name}.crt"]), name
+        for host in the_plan.hosts:
+            for name, content in for_host(host, values).items():
+                assert (tmp_path / host.name / "secrets" / name).read_bytes() == content, name
