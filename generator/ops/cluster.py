@@ -19,6 +19,7 @@ import yaml
 from generator import processes
 from generator.docker import Container, Engine
 from generator.errors import ToolError, Unhealthy, UserError
+from generator.ops import leftovers
 from generator.planned import UID, HostPlan, Plan
 from generator.progress import Progress
 from generator.secrets import READ_WHILE_RUNNING
@@ -167,11 +168,13 @@ def up(
 
 
 def bring(place: Place) -> None:
-    """Its folder to the host, where that is another machine."""
+    """Its folder to the host, where that is another machine; what is no longer in it goes there, too."""
     pipeline = place.copy()
     if pipeline is not None:
         processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
         place.renew()
+        script, listed = leftovers.removal(place.folder, place.remote_folder)
+        processes.run(place.shell(script), timeout=COPY_SECONDS, stdin=listed)
 
 
 def replace_services(place: Place, services: Sequence[str], on_line: Callable[[str], None], *, seconds: int) -> None:
