@@ -98,8 +98,8 @@ def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     for change in changes:
         _say(f"{change.kind.value:>8} {out / change.path}")
     for host in tree.hosts_gone(changes):
-        remedy = f"`docker compose --project-name {the_plan.cluster.name} down` there stops it"
-        progress.warn(f"host {host} is no longer in {file}, but what runs on it goes on: {remedy}")
+        remedy = f"end it there with `{boot.farewell(the_plan.cluster.name, host)}`"
+        progress.warn(f"host {host} is no longer in {file}, but what runs on it goes on, also after a reboot: {remedy}")
 
 
 @app.command()
