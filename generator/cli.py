@@ -134,7 +134,7 @@ def rotate(name: str, file: FileOption = DEFAULT_FILE, out: Out = DEFAULT_OUT) -
     the_plan = _plan(file)
     _store(file).rotate(name)
     _store(file).lay_out(the_plan, out)
-    _say(f"{name} replaced; services read it when they start: `python -m generator up --recreate`")
+    _say(f"{name} replaced; `python -m generator up` makes the services anew that read it")
 
 
 @app.command()
@@ -143,19 +143,16 @@ def up(
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
     ssh: Ssh = DEFAULT_SSH,
-    recreate: Annotated[
-        bool, typer.Option("--recreate", help="Recreate every container, after a rotated secret.")
-    ] = False,
+    recreate: Annotated[bool, typer.Option("--recreate", help="Recreate every container, changed or not.")] = False,
 ) -> None:
     """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
     the_plan, progress = _plan(file), Progress()
     targets = cluster.places(the_plan, out, only=host, ssh=ssh)
-    replaced = {}
     if _store(file).folder.exists():
         for name in _make_secrets(the_plan, file):
             progress.say(f"{name} made anew")
-        replaced = _store(file).lay_out(the_plan, out)
-    cluster.up(targets, progress, recreate=recreate, replaced=replaced)
+        _store(file).lay_out(the_plan, out)
+    cluster.up(targets, progress, recreate=recreate)
     boot.settle(targets, progress)
 
 

@@ -18,7 +18,7 @@ def create(path: Path, make: Callable[[], bytes]) -> bool:
     return True
 
 
-def replace(path: Path, content: bytes, owner: int | None = None) -> None:
+def replace(path: Path, content: bytes, owner: int | None = None, *, mode: int = 0o600) -> None:
     """Write under another name, synced, then rename: a reader sees the old secret or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with suppress(FileNotFoundError):
@@ -30,6 +30,7 @@ def replace(path: Path, content: bytes, owner: int | None = None) -> None:
         os.fsync(file.fileno())
         if owner is not None:
             os.fchown(file.fileno(), owner, owner)
+        os.fchmod(file.fileno(), mode)  # last, and whatever the umask
     temporary.replace(path)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from generator import certificate_files, secret_files
+from generator import certificate_files, secret_files, secret_marks
 from generator import keys as key_list
 from generator.errors import UserError
 from generator.keys import ALERTS_NAME, OWN_NAME, ApiKey, KeyRole, digest_of
@@ -51,8 +51,6 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
 """What is random; everything else follows from it."""
 
 API_KEYS = "api_keys"
-READ_WHILE_RUNNING = frozenset({API_KEYS})
-"""Files that a running container is to see new. Docker mounts a file by its inode: a renamed one would stay unseen."""
 
 MONITORING, LOGS = "monitoring-", "logs-"
 """What the names of the certificates of hosts' monitoring and logs begin with. Both are shown by clients, too."""
@@ -146,10 +144,10 @@ class Store:
                     values[path.name] = path.read_bytes()
         return values | {API_KEYS: key_list.text_of(self.api_keys()).encode()}
 
-    def lay_out(self, plan: Plan, out: Path, *, uid: int = UID) -> dict[str, set[str]]:
+    def lay_out(self, plan: Plan, out: Path, *, uid: int = UID) -> None:
         """`lay_out` of what is here now: nobody changes it meanwhile, or lays out something older afterwards."""
         with self._one_at_a_time():
-            return lay_out(plan, out, self.read(), uid=uid)
+            lay_out(plan, out, self.read(), uid=uid)
 
 
 def for_host(host: HostPlan, values: Values) -> Values:
@@ -261,12 +259,9 @@ def logs_names(plan: Plan) -> dict[str, tuple[str, ...]]:
     }
 
 
-def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[str, set[str]]:
-    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as.
-
-    Returns host → the files whose content was replaced: a container has the old one until it is made again.
-    """
-    replaced: dict[str, set[str]] = {}
+def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
+    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as; and beside
+    it what tells compose who has an old copy."""
     for host in plan.hosts:
         folder = out / host.name / "secrets"
         with secret_files.told(folder):
@@ -274,20 +269,29 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[st
             wanted = for_host(host, values)
             _make_inner_folders(folder, wanted, uid)
             for name, content in wanted.items():
-                place = folder / name
-                if place.exists() and place.read_bytes() != content:
-                    replaced.setdefault(host.name, set()).add(name)
-                if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
-                    write = (
-                        secret_files.overwrite
-                        if name in READ_WHILE_RUNNING and place.exists()
-                        else secret_files.replace
-                    )
-                    write(place, content, owner=uid)
+                _put(folder / name, content, uid, in_place=name in secret_marks.READ_WHILE_RUNNING)
             for place in [path for path in folder.rglob("*") if not path.is_dir()]:
                 if place.relative_to(folder).as_posix() not in wanted:
                     place.unlink()
-    return replaced
+            _mark(folder.with_name(secret_marks.FILE), wanted)
+
+
+def _put(place: Path, content: bytes, uid: int, *, in_place: bool) -> None:
+    """Docker mounts a file by its inode: what is renamed into its place stays unseen by who runs."""
+    if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
+        write = secret_files.overwrite if in_place and place.exists() else secret_files.replace
+        write(place, content, owner=uid)
+
+
+def _mark(file: Path, wanted: Values) -> None:
+    """Open to everybody who may call compose there, for no digest tells a random secret; an operator's own `.env` stays
+    as closed as it is. Last: cut off before, the next run finds it old."""
+    there = file.exists()
+    text = file.read_text(encoding="utf-8", errors="surrogateescape") if there else ""
+    marked = secret_marks.with_marks(text, wanted)
+    if marked != text:
+        content = marked.encode(errors="surrogateescape")
+        secret_files.replace(file, content, mode=file.stat().st_mode & 0o777 if there else 0o644)
 
 
 def _make_inner_folders(folder: Path, names: Iterable[str], uid: int) -> None:

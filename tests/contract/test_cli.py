@@ -139,7 +139,7 @@ def test_secrets_are_made_once_laid_out_and_rotated(tmp_path: Path) -> None:
     assert {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in laid_out.iterdir()} == {(10001, 0o600)}
     assert "all secrets exist" in generator("secrets", cwd=tmp_path).stdout
     rotated = generator("secrets", "rotate", "redis_password", cwd=tmp_path)
-    assert (rotated.returncode, "--recreate" in rotated.stdout) == (0, True)
+    assert (rotated.returncode, "`python -m generator up`" in rotated.stdout) == (0, True)
     after = {path.name: path.read_bytes() for path in laid_out.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"redis_password", "redis_users.acl"}
     assert generator("secrets", "rotate", "nonsense", cwd=tmp_path).returncode == 1

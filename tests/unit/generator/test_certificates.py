@@ -11,7 +11,7 @@ from cryptography import x509
 from generator import certificate_files, certificates, secret_files
 from generator.errors import UserError
 from generator.plan import plan
-from generator.secrets import Store, for_host, lay_out, redis_names
+from generator.secrets import Store, for_host, redis_names
 from tests.unit.generator.clusters import cluster, one_host, three_hosts
 from tests.unit.generator.test_secrets import UID
 
@@ -76,16 +76,6 @@ def test_several_hosts_speak_tls_and_a_single_one_does_not() -> None:
     without_sentinel = plan(cluster(hosts={"one": one, "two": two}, images={"webui": "cpu"}))
     assert redis_names(without_sentinel).keys() == {"one"}
     assert without_sentinel.by_name["two"].redis_environment["APPLIANCE_REDIS_CA"]
-
-
-def test_laying_out_tells_which_files_a_running_container_has_an_old_copy_of(tmp_path: Path) -> None:
-    store, the_plan = Store(tmp_path / "secrets"), plan(three_hosts())
-    store.create_missing(NAMES, tls=True, redis=redis_names(the_plan))
-    assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {}
-    assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {}
-    (tmp_path / "secrets/redis-gpu-02.crt").unlink()
-    store.create_missing(NAMES, tls=True, redis=redis_names(the_plan))
-    assert lay_out(the_plan, tmp_path, store.read(), uid=UID) == {"gpu-02": {"redis.crt", "redis.key"}}
 
 
 def all_made(folder: Path) -> Store:
