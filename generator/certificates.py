@@ -6,7 +6,7 @@ import datetime
 import ipaddress
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -68,9 +68,18 @@ def is_fresh(certificate: bytes, now: datetime.datetime | None = None) -> bool:
     return end - moment > datetime.timedelta(days=RENEW_DAYS)
 
 
-def is_good(chain: bytes, authority_certificate: bytes, names: tuple[str, ...]) -> bool:
-    """Whether a server's certificate is fresh, of this authority and for exactly these names."""
-    if not is_fresh(chain):
+def fits(key: bytes, chain: bytes) -> bool:
+    """Whether both can be read and are a pair."""
+    try:
+        public = serialization.load_pem_private_key(key, password=None).public_key()
+        return x509.load_pem_x509_certificate(chain).public_key() == public
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+
+
+def is_good(key: bytes, chain: bytes, authority_certificate: bytes, names: tuple[str, ...]) -> bool:
+    """Whether a server's certificate is fresh, of this key and this authority and for exactly these names."""
+    if not (is_fresh(chain) and fits(key, chain)):
         return False
     certificate = x509.load_pem_x509_certificate(chain)
     try:

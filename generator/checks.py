@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date
 from difflib import get_close_matches
 from ipaddress import IPv4Address
 from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from generator import checks_logs, checks_monitoring, ports
 from generator.errors import Problem
@@ -248,6 +250,24 @@ def _foreign_url(loaded: Loaded, url: str) -> Iterator[Problem]:
             yield loaded.problem(("webui", "url"), hint)
     if set("{}") & set(url.replace("{address}", "").replace("{index}", "")):
         yield loaded.problem(("webui", "url"), "only {address} and {index} can stand in braces; correct it")
+    elif (taken := _own_port(loaded, url)) is not None:
+        hint = f"port {taken} is that of our own worker there (worker.first_port); have A1111 listen on another"
+        yield loaded.problem(("webui", "url"), hint)
+
+
+def _own_port(loaded: Loaded, url: str) -> int | None:
+    """One that an agent publishes on the very address where it would look for A1111. A single host publishes none."""
+    cluster = loaded.cluster
+    for host in cluster.hosts.values() if len(cluster.hosts) > 1 else ():
+        count = ports.worker_count(host) if Role.WORKER in host.roles else 0
+        for index in range(count):
+            parts = urlsplit(url.replace("{address}", str(host.address)).replace("{index}", str(index)))
+            with suppress(ValueError):  # of a port that is none
+                port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+                first = cluster.worker.first_port
+                if parts.hostname == str(host.address) and first <= port < first + count:
+                    return port
+    return None
 
 
 def _duplicate_gpus(loaded: Loaded) -> Iterator[Problem]:

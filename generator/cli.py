@@ -33,7 +33,7 @@ from generator.ops.engine import ensure_engine
 from generator.planned import Plan
 from generator.progress import Mode, Progress
 from generator.render import render as render_plan
-from generator.secrets import lay_out, logs_names, monitoring_names, redis_names
+from generator.secrets import logs_names, monitoring_names, redis_names
 from generator.sources import ROOT, read_sources
 
 app = typer.Typer(
@@ -100,8 +100,8 @@ def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     for change in changes:
         _say(f"{change.kind.value:>8} {out / change.path}")
     for host in tree.hosts_gone(changes):
-        remedy = f"`docker compose --project-name {the_plan.cluster.name} down` there stops it"
-        progress.warn(f"host {host} is no longer in {file}, but what runs on it goes on: {remedy}")
+        remedy = f"end it there with `{boot.farewell(the_plan.cluster.name, host)}`"
+        progress.warn(f"host {host} is no longer in {file}, but what runs on it goes on, also after a reboot: {remedy}")
 
 
 @app.command()
@@ -126,7 +126,7 @@ def secrets(context: typer.Context, file: FileOption = DEFAULT_FILE, out: Out = 
     else:
         the_plan = _plan(file)
         made = _make_secrets(the_plan, file)
-        lay_out(the_plan, out, _store(file).read())
+        _store(file).lay_out(the_plan, out)
         _say(f"made {', '.join(made)}" if made else "all secrets exist")
 
 
@@ -135,8 +135,8 @@ def rotate(name: str, file: FileOption = DEFAULT_FILE, out: Out = DEFAULT_OUT) -
     """Replace one secret, lay it out again and say what has to be restarted."""
     the_plan = _plan(file)
     _store(file).rotate(name)
-    lay_out(the_plan, out, _store(file).read())
-    _say(f"{name} replaced; services read it when they start: `python -m generator up --recreate`")
+    _store(file).lay_out(the_plan, out)
+    _say(f"{name} replaced; `python -m generator up` makes the services anew that read it")
 
 
 @app.command()
@@ -145,20 +145,17 @@ def up(
     out: Out = DEFAULT_OUT,
     host: OnlyHost = None,
     ssh: Ssh = DEFAULT_SSH,
-    recreate: Annotated[
-        bool, typer.Option("--recreate", help="Recreate every container, after a rotated secret.")
-    ] = False,
+    recreate: Annotated[bool, typer.Option("--recreate", help="Recreate every container, changed or not.")] = False,
 ) -> None:
     """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
     the_plan, progress = _plan(file), Progress()
     targets = cluster.places(the_plan, out, only=host, ssh=ssh)
-    replaced = {}
     if _store(file).folder.exists():
         for name in _make_secrets(the_plan, file):
             progress.say(f"{name} made anew")
-        replaced = lay_out(the_plan, out, _store(file).read())
+        _store(file).lay_out(the_plan, out)
     shared_secrets.change_together(targets, cluster.places(the_plan, out, ssh=ssh), progress)
-    cluster.up(targets, progress, recreate=recreate, replaced=replaced)
+    cluster.up(targets, progress, recreate=recreate)
     boot.settle(targets, progress)
 
 

@@ -27,7 +27,7 @@ from generator.keys import KeyRole
 from generator.ops import cluster
 from generator.planned import Plan
 from generator.progress import Progress
-from generator.secrets import API_KEYS, Store, lay_out
+from generator.secrets import API_KEYS, Store
 
 keys_app = typer.Typer(
     no_args_is_help=True,
@@ -85,7 +85,7 @@ def _spread(the_plan: Plan, store: Store, out: Path, ssh: str, progress: Progres
     if not all((out / host.name / "secrets" / API_KEYS).exists() for host in the_plan.hosts if host.api):
         progress.say("no host has its secrets yet; `python -m generator secrets` and `up` bring the keys there")
         return
-    lay_out(the_plan, out, store.read())
+    store.lay_out(the_plan, out)
     asked = [place for place in cluster.places(the_plan, out, ssh=ssh) if place.host.api]
     failed = cluster.renew(asked, progress)
     if failed:

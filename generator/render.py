@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from generator import secret_marks
 from generator.errors import GeneratorError
 from generator.planned import ClusterPlan, HostPlan, Plan
 
@@ -215,9 +216,19 @@ class _Dumper(_BASE_DUMPER):  # type: ignore[misc]
         return True
 
 
+def _marked(compose: dict[str, Any]) -> dict[str, Any]:
+    """With the one thing that compose is to fill in itself. An operator's own file, elsewhere, has no mark."""
+    ours = {name for name, secret in compose.get("secrets", {}).items() if secret["file"].startswith("./secrets/")}
+    for service in compose["services"].values():
+        mounted = (one["source"] if isinstance(one, dict) else one for one in service.get("secrets", ()))
+        if mark := secret_marks.label(name for name in mounted if name in ours):
+            service["labels"][secret_marks.LABEL] = mark
+    return compose
+
+
 def _dump(compose: dict[str, Any]) -> bytes:
     text: str = yaml.dump(
-        _double_dollars(compose),
+        _marked(_double_dollars(compose)),
         Dumper=_Dumper,
         sort_keys=False,
         default_flow_style=False,

@@ -11,12 +11,12 @@ import os
 import secrets as random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from generator import certificates
+from generator import certificate_files, secret_files, secret_marks
 from generator import keys as key_list
 from generator.errors import UserError
 from generator.keys import ALERTS_NAME, OWN_NAME, ApiKey, KeyRole, digest_of
@@ -51,13 +51,12 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
 """What is random; everything else follows from it."""
 
 API_KEYS = "api_keys"
-READ_WHILE_RUNNING = frozenset({API_KEYS})
-"""Files that a running container is to see new. Docker mounts a file by its inode: a renamed one would stay unseen."""
 
 MONITORING, LOGS = "monitoring-", "logs-"
 """What the names of the certificates of hosts' monitoring and logs begin with. Both are shown by clients, too."""
 
-LOCK_SECONDS = 5.0
+LOCK_SECONDS = 30.0
+"""Longer than a few that each lay out a large cluster."""
 
 
 @dataclass(frozen=True)
@@ -88,43 +87,24 @@ class Store:
         wanted |= {f"redis-{host}": names for host, names in (redis or {}).items()}
         wanted |= {f"{MONITORING}{host}": names for host, names in (monitoring or {}).items()}
         wanted |= {f"{LOGS}{host}": names for host, names in (logs or {}).items()}
-        with _told(self.folder):
+        with secret_files.told(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made = [name for name in PLAIN if _create(self.folder / name, PLAIN[name])]
-            if wanted:
-                self._keep_authority()
-            return made + [f"{name}.crt" for name, names in wanted.items() if self._keep_certificate(name, names)]
-
-    def _keep_authority(self) -> None:
-        key, certificate = self.folder / "ca.key", self.folder / "ca.crt"
-        if not (key.exists() and certificate.exists() and certificates.is_fresh(certificate.read_bytes())):
-            made = certificates.make_authority()
-            _replace(key, made[0])
-            _replace(certificate, made[1])
-
-    def _keep_certificate(self, name: str, names: tuple[str, ...]) -> bool:
-        """Whether it had to be made. The certificate is written last: without it the next run makes both again."""
-        key, chain = self.folder / f"{name}.key", self.folder / f"{name}.crt"
-        authority = (self.folder / "ca.key").read_bytes(), (self.folder / "ca.crt").read_bytes()
-        if key.exists() and chain.exists() and certificates.is_good(chain.read_bytes(), authority[1], names):
-            return False
-        chain.unlink(missing_ok=True)
-        made = certificates.make_server(*authority, names, also_client=name.startswith((MONITORING, LOGS)))
-        _replace(key, made[0])
-        _replace(chain, made[1])
-        return True
+        with self._one_at_a_time():
+            made = [name for name in PLAIN if secret_files.create(self.folder / name, PLAIN[name])]
+            both_ways = frozenset(name for name in wanted if name.startswith((MONITORING, LOGS)))
+            return made + certificate_files.keep(self.folder, wanted, also_client=both_ways)
 
     def rotate(self, name: str) -> None:
         """Replace one plain secret; lay the hosts' copies out again afterwards."""
         if name not in PLAIN:
             raise UserError(f'"{name}" is not a secret that can be rotated; one of: {", ".join(PLAIN)}')
-        with _told(self.folder):
-            _replace(self.folder / name, PLAIN[name]())
+        with self._one_at_a_time():
+            secret_files.replace(self.folder / name, PLAIN[name]())
 
     def api_keys(self) -> tuple[ApiKey, ...]:
         """People's keys; the generator's own is not among them."""
         path = self.folder / API_KEYS
-        with _told(self.folder):
+        with secret_files.told(self.folder):
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             return key_list.parse(text, str(path))
 
@@ -141,12 +121,13 @@ class Store:
             self._keep_api_keys(key_list.without(self.api_keys(), name))
 
     def _keep_api_keys(self, keys: tuple[ApiKey, ...]) -> None:
-        _replace(self.folder / API_KEYS, key_list.text_of(keys).encode())
+        secret_files.replace(self.folder / API_KEYS, key_list.text_of(keys).encode())
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """Two that change the list together must not lose each other's key. The lock ends with its process."""
-        with _told(self.folder):
+        """Two that change something together must not lose each other's key, nor mix a pair of two. Not to be nested;
+        the lock ends with its process."""
+        with secret_files.told(self.folder):
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 _lock(descriptor, self.folder)
@@ -155,13 +136,18 @@ class Store:
                 os.close(descriptor)
 
     def read(self) -> Values:
-        with _told(self.folder):
+        with secret_files.told(self.folder):
             values = {name: (self.folder / name).read_bytes() for name in PLAIN}
             made = ("tls.*", "redis-*.*", f"{MONITORING}*.*", f"{LOGS}*.*")
             for path in (self.folder / "ca.crt", *(path for pattern in made for path in self.folder.glob(pattern))):
                 if path.exists():
                     values[path.name] = path.read_bytes()
         return values | {API_KEYS: key_list.text_of(self.api_keys()).encode()}
+
+    def lay_out(self, plan: Plan, out: Path, *, uid: int = UID) -> None:
+        """`lay_out` of what is here now: nobody changes it meanwhile, or lays out something older afterwards."""
+        with self._one_at_a_time():
+            lay_out(plan, out, self.read(), uid=uid)
 
 
 def for_host(host: HostPlan, values: Values) -> Values:
@@ -273,29 +259,39 @@ def logs_names(plan: Plan) -> dict[str, tuple[str, ...]]:
     }
 
 
-def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> dict[str, set[str]]:
-    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as.
-
-    Returns host → the files whose content was replaced: a container has the old one until it is made again.
-    """
-    replaced: dict[str, set[str]] = {}
+def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
+    """Write each host's `secrets/` folder under `out`: 0600, owned by the user that the containers run as; and beside
+    it what tells compose who has an old copy."""
     for host in plan.hosts:
         folder = out / host.name / "secrets"
-        with _told(folder):
+        with secret_files.told(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             wanted = for_host(host, values)
             _make_inner_folders(folder, wanted, uid)
             for name, content in wanted.items():
-                place = folder / name
-                if place.exists() and place.read_bytes() != content:
-                    replaced.setdefault(host.name, set()).add(name)
-                if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
-                    write = _overwrite if name in READ_WHILE_RUNNING and place.exists() else _replace
-                    write(place, content, owner=uid)
+                _put(folder / name, content, uid, in_place=name in secret_marks.READ_WHILE_RUNNING)
             for place in [path for path in folder.rglob("*") if not path.is_dir()]:
                 if place.relative_to(folder).as_posix() not in wanted:
                     place.unlink()
-    return replaced
+            _mark(folder.with_name(secret_marks.FILE), wanted)
+
+
+def _put(place: Path, content: bytes, uid: int, *, in_place: bool) -> None:
+    """Docker mounts a file by its inode: what is renamed into its place stays unseen by who runs."""
+    if not place.exists() or place.read_bytes() != content or place.stat().st_uid != uid:
+        write = secret_files.overwrite if in_place and place.exists() else secret_files.replace
+        write(place, content, owner=uid)
+
+
+def _mark(file: Path, wanted: Values) -> None:
+    """Open to everybody who may call compose there, for no digest tells a random secret; an operator's own `.env` stays
+    as closed as it is. Last: cut off before, the next run finds it old."""
+    there = file.exists()
+    text = file.read_text(encoding="utf-8", errors="surrogateescape") if there else ""
+    marked = secret_marks.with_marks(text, wanted)
+    if marked != text:
+        content = marked.encode(errors="surrogateescape")
+        secret_files.replace(file, content, mode=file.stat().st_mode & 0o777 if there else 0o644)
 
 
 def _make_inner_folders(folder: Path, names: Iterable[str], uid: int) -> None:
@@ -313,57 +309,7 @@ def _lock(descriptor: int, folder: Path) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > end:
-                raise UserError(f"{folder}: another command has been changing the keys; end it and try again") from None
+                raise UserError(
+                    f"{folder}: another command has been changing the secrets; end it and try again"
+                ) from None
             time.sleep(0.05)
-
-
-def _create(path: Path, make: Callable[[], bytes]) -> bool:
-    if path.exists():
-        return False
-    _replace(path, make())
-    return True
-
-
-def _replace(path: Path, content: bytes, owner: int | None = None) -> None:
-    """Write under another name, synced, then rename: a reader sees the old secret or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        if owner is not None:
-            os.fchown(file.fileno(), owner, owner)
-    temporary.replace(path)
-
-
-def _overwrite(path: Path, content: bytes, owner: int) -> None:
-    """Write into the file that is there. Who reads at this moment may see half of it and has to look again."""
-    descriptor = os.open(path, os.O_WRONLY)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-        os.fchmod(file.fileno(), 0o600)
-        os.fchown(file.fileno(), owner, owner)
-
-
-class _told:  # noqa: N801  (reads as a verb at the call)
-    """Turn the operating system's refusals into a sentence that says what to do."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PermissionError):
-            hint = f"secrets belong to uid {UID}, which the containers run as; run this as root"
-            raise UserError(f"{error.filename or self.folder}: {hint}") from error
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{error.filename}: missing; run `python -m generator secrets`") from error
-        if isinstance(error, OSError):
-            raise UserError(f"{error.filename or self.folder}: {error.strerror}") from error

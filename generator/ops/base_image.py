@@ -103,10 +103,22 @@ def image_sources(suite: str, machine: Sequence[apt.Source], mirror: str | None)
     # An Ubuntu machine's security archive is not Debian's.
     if not secure.endswith("debian-security"):
         secure = f"{mirror}-security"
+    for uri in (mirror, secure):
+        _refuse_login(uri)
     return (
         apt.Source(mirror, (suite, f"{suite}-updates"), ("main",), apt.DEBIAN_KEYRING),
         apt.Source(secure, (f"{suite}-security",), ("main",), apt.DEBIAN_KEYRING),
     )
+
+
+def _refuse_login(uri: str) -> None:
+    """It would stand in every image, and in the process list while one is made."""
+    _, at, host = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    if at:
+        raise UserError(
+            f"the Debian mirror at {host} is written with a login, which every image would hold; "
+            "give one that needs none with --mirror URL or APT_MIRROR: a proxy that logs in, for example"
+        )
 
 
 def debootstrap_argv(suite: str, root: Path, mirror: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from generator import processes
 from generator.errors import ToolError
-from generator.ops.cluster import Place, vendors_there
+from generator.ops.cluster import REMOTE_FOLDER, Place, vendors_there
 from generator.progress import Progress
 
 UNITS = "/etc/systemd/system"
@@ -19,7 +19,23 @@ SYSTEMD_SECONDS = 60.0
 
 
 def unit_name(place: Place) -> str:
-    return f"animatediff-ha-{place.project}-{place.host.name}.service"
+    return _unit_of(place.project, place.host.name)
+
+
+def _unit_of(project: str, host: str) -> str:
+    return f"animatediff-ha-{project}-{host}.service"
+
+
+def farewell(project: str, host: str) -> str:
+    """What a person runs on a machine that is no longer a host: else the unit brings its containers back."""
+    unit = shlex.quote(_unit_of(project, host))
+    commands = (
+        f"docker compose --project-name {shlex.quote(project)} down",
+        f"systemctl disable {unit}",
+        f"rm -f {UNITS}/{unit}",
+        f"rm -rf {shlex.quote(f'{REMOTE_FOLDER}/{project}/{host}')}",
+    )
+    return "; ".join(commands)
 
 
 def unit_text(place: Place, profiles: Sequence[str]) -> str:

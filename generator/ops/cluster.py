@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-import yaml
-
 from generator import processes
 from generator.docker import Container, Engine
 from generator.errors import ToolError, Unhealthy, UserError
-from generator.ops import replication
+from generator.ops import leftovers, replication
 from generator.planned import UID, HostPlan, Plan
 from generator.progress import Progress
-from generator.secrets import READ_WHILE_RUNNING
+from generator.secret_marks import READ_WHILE_RUNNING
 
 REMOTE_FOLDER = "/opt/animatediff-ha"
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -l root"
@@ -31,6 +29,9 @@ ONE_SHOT = "appliance.one-shot"
 VENDOR_PROFILE = "vendor"
 """Of all services whose images are not ours, and of what is there for them alone; each has another one of its own, as
 `HostPlan.vendor_images` has them."""
+QUEUE = "redis"
+"""Made anew alone, before the others: some versions of compose make all anew that depend on it, and leave it stopped
+while these end their jobs."""
 COPY_SECONDS = 120.0
 PS_SECONDS = 30.0
 STARTS_SECONDS = 60.0
@@ -135,17 +136,8 @@ def is_local(address: str) -> bool:
         return str(probe.getsockname()[0]) == address
 
 
-def up(
-    targets: Sequence[Place],
-    progress: Progress,
-    *,
-    recreate: bool = False,
-    replaced: Mapping[str, Collection[str]] | None = None,
-) -> None:
-    """Start every host and wait until all services are healthy; `Unhealthy` with their last log lines otherwise.
-
-    `replaced`: host → secret files whose content has changed; the services that mount one are made anew.
-    """
+def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) -> None:
+    """Start every host and wait until all services are healthy; `Unhealthy` with their last log lines otherwise."""
     options = ["--detach", "--wait", "--wait-timeout", str(WAIT_SECONDS), "--remove-orphans"]
     options += ["--force-recreate"] if recreate else []
     bare = [str(place.folder) for place in targets if not (place.folder / "secrets").is_dir()]
@@ -156,24 +148,21 @@ def up(
             task.update("copying")
             bring(place)
             vendors = _fetch_vendor_images(place, progress, task.update)
-            stale, ended = _mounting(place, (replaced or {}).get(place.host.name, ()), vendors)
-            if ended:  # the `up` below makes them anew; alone they could not be waited for
-                _compose(place, ["rm", "--stop", "--force", *ended], task.update, WAIT_SECONDS, vendors)
-            if stale and not recreate:
-                task.update(f"renewing {', '.join(stale)}")
-                renewal = ["up", *options, "--force-recreate", "--no-deps", *stale]
-                _compose(place, renewal, task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
+            if not recreate and _queue_runs(place):
+                _compose(place, ["up", *options, "--no-deps", QUEUE], task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
             _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
             replication.wait_in_step(place, task.update)
             task.finish("healthy")
 
 
 def bring(place: Place) -> None:
-    """Its folder to the host, where that is another machine."""
+    """Its folder to the host, where that is another machine; what is no longer in it goes there, too."""
     pipeline = place.copy()
     if pipeline is not None:
         processes.run(["bash", "-o", "pipefail", "-c", pipeline], timeout=COPY_SECONDS)
         place.renew()
+        script, listed = leftovers.removal(place.folder, place.remote_folder)
+        processes.run(place.shell(script), timeout=COPY_SECONDS, stdin=listed)
 
 
 def replace_services(place: Place, services: Sequence[str], on_line: Callable[[str], None], *, seconds: int) -> None:
@@ -208,6 +197,12 @@ def restarts(place: Place, services: Sequence[str]) -> int:
         return 0
     counts = processes.run(place.docker("inspect", "--format", "{{.RestartCount}}", *found), timeout=PS_SECONDS)
     return sum(int(count) for count in counts.split())
+
+
+def _queue_runs(place: Place) -> bool:
+    if not place.host.queue:
+        return False
+    return bool(processes.run(place.compose("ps", "--quiet", QUEUE), timeout=PS_SECONDS).strip())
 
 
 def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[str], None]) -> list[str]:
@@ -245,19 +240,6 @@ def _could_fetch(place: Place, images: Mapping[str, str], progress: Progress, on
         )
         return False
     return True
-
-
-def _mounting(place: Place, secrets: Collection[str], vendors: Collection[str]) -> tuple[list[str], list[str]]:
-    """The services that mount one of these secret files; the one-shots among them apart. A mount keeps the file that a
-    rename has replaced."""
-    found: tuple[list[str], list[str]] = ([], [])
-    services = yaml.safe_load((place.folder / "compose.yaml").read_bytes())["services"] if secrets else {}
-    for name, service in services.items():
-        wanted = "profiles" not in service or set(vendors) & set(service["profiles"])
-        mounted = {one["source"] if isinstance(one, dict) else one for one in service.get("secrets", ())}
-        if wanted and mounted & set(secrets):
-            found[ONE_SHOT in service["labels"]].append(name)
-    return found
 
 
 def renew(targets: Sequence[Place], progress: Progress) -> list[str]:

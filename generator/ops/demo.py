@@ -28,7 +28,7 @@ from generator.plan import plan
 from generator.planned import Plan
 from generator.progress import Progress
 from generator.render import COMPOSE_FILE, render
-from generator.secrets import Store, lay_out
+from generator.secrets import Store
 from generator.sources import ROOT, read_sources
 
 CLUSTER_FILE = "cluster.demo.yaml"
@@ -137,7 +137,7 @@ def prepare(demo: Demo, engine: Engine, name: str) -> Plan:
     the_plan = demo.plan()
     demo.store.create_missing(("localhost", "127.0.0.1"), tls=False)
     tree.write(demo.out, render(the_plan, read_sources()))
-    lay_out(the_plan, demo.out, demo.store.read())
+    demo.store.lay_out(the_plan, demo.out)
     return the_plan
 
 

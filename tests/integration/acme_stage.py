@@ -173,7 +173,7 @@ class Keeper:
 def start_pebble(engine: Engine, tag: str, folder: Path, name: str, network: str) -> None:
     """A container `name`, called `pebble` in the network; `folder`/pebble/ca.crt vouches for its address."""
     context = folder / "pebble"
-    context.mkdir()
+    context.mkdir(exist_ok=True)  # docker makes it where something else mounts it first
     install = "apt-get update && apt-get install --yes --no-install-recommends pebble"
     (context / "Dockerfile").write_text(f"FROM animatediff-ha/base:{tag}\nRUN {install}\nUSER 10001\n")
     for _ in engine.build(["--tag", f"animatediff-test/pebble:{tag}", str(context)], timeout=300):

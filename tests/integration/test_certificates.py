@@ -442,14 +442,17 @@ def test_the_rendered_services_get_a_certificate(engine: Engine, images: str, tm
         f"""services:
   gateway: {{networks: {{cluster: {{aliases: [{NAME}]}}}}}}
   acme:
-    environment: {{REQUESTS_CA_BUNDLE: /etc/pebble-ca.crt}}
-    volumes: ["{tmp_path}/pebble/ca.crt:/etc/pebble-ca.crt:ro"]
+    environment: {{REQUESTS_CA_BUNDLE: /etc/pebble/ca.crt}}
+    volumes: ["{tmp_path}/pebble:/etc/pebble:ro"]
 """
     )
     try:
-        engine.compose(folder, "up", "--detach", "--wait", "gateway", timeout=60)
-        start_pebble(engine, images, tmp_path, pebble, f"{cluster.name}_cluster")
+        # No directory answers yet, and `up` ends well all the same: the next host is not to wait for it.
         engine.compose(folder, "up", "--detach", "--wait", "acme", timeout=60)
+        wait_for("it is told", lambda: "acme_failed" in engine.compose(folder, "logs", "acme"), str)
+        assert shown_at(cluster.gateway.https_port).subject.rfc4514_string() == "CN=placeholder"
+        start_pebble(engine, images, tmp_path, pebble, f"{cluster.name}_cluster")
+        engine.compose(folder, "kill", "--signal", "USR1", "acme")
         wait_for("it is shown", lambda: is_issued(shown_at(cluster.gateway.https_port)), str)
         assert "healthy" in engine.compose(folder, "ps", "acme")
     finally:

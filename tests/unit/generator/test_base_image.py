@@ -39,6 +39,22 @@ def test_an_ubuntu_machine_has_to_be_told() -> None:
         image_sources("trixie", UBUNTU, None)
 
 
+@pytest.mark.parametrize("place", ["main", "security", "mirror"])
+@pytest.mark.parametrize("login", ["ci:s3cret", "token", "a:b@c", "ci:"])
+def test_a_mirror_s_login_gets_into_no_image(place: str, login: str) -> None:
+    def uri(name: str, path: str) -> str:
+        return f"https://{login}@mirror.example/{path}" if place == name else f"https://mirror.example/{path}"
+
+    machine = [
+        apt.Source(uri("main", "debian"), ("bookworm",), ("main",)),
+        apt.Source(uri("security", "debian-security"), ("bookworm-security",), ("main",)),
+    ]
+    with pytest.raises(UserError, match=r"the Debian mirror at mirror\.example is written with a login") as told:
+        image_sources("trixie", machine, uri("mirror", "debian") if place == "mirror" else None)
+    assert login not in str(told.value)
+    assert "--mirror URL" in str(told.value)
+
+
 def test_commands() -> None:
     root = Path("/r")
     argv = base_image.debootstrap_argv("no-such-suite", root, "http://m")

@@ -437,6 +437,25 @@ CASES: list[tuple[str, list[Change], str]] = [
         [put("webui", {"engine": "a1111", "url": "http://{address}:{port}{index}"})],
         "webui.url: http://{address}:{port}{index}: only {address} and {index} can stand in braces",
     ),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "url": "http://{address}:786{index}"})],
+        "webui.url: http://{address}:786{index}: port 7860 is that of our own worker there (worker.first_port); have",
+    ),
+    (
+        "_webui",
+        [put("webui", {"engine": "a1111", "url": "https://{address}:443{index}"}), put("worker.first_port", 4431)],
+        "webui.url: https://{address}:443{index}: port 4431 is that of our own worker there",
+    ),
+    (
+        "_webui",
+        [
+            put("webui", {"engine": "a1111", "url": "http://{address}"}),
+            put("hosts.a.gpus", [gpu(1)]),
+            put("worker.first_port", 80),
+        ],
+        "webui.url: http://{address}: port 80 is that of our own worker there",
+    ),
     ("_storage", [put("storage.nfs", None)], "storage.driver: nfs: needs a section storage.nfs; add it"),
     (
         "_storage",
@@ -584,6 +603,7 @@ def test_every_rule_is_seen_to_fire() -> None:
         ([put("hosts.a.address", "0.0.0.0")], ["hosts.a.address"]),
         ([put("webui", {"engine": "a1111", "url": "http://a1111-{index}:7860"})], []),  # whatever images.webui is
         ([put("webui", {"engine": "a1111", "url": "http://a1111:7860"}), put("hosts.a.cpu_workers", 1)], []),
+        ([put("webui", {"engine": "a1111", "url": "http://{address}:786{index}"})], []),  # ours is not published
     ],
 )
 def test_a_single_host(tmp_path: Path, changes: list[Change], paths: list[str]) -> None:
@@ -597,6 +617,9 @@ def test_a_single_host(tmp_path: Path, changes: list[Change], paths: list[str]) 
     "changes",
     [
         [put("worker.first_port", 65534)],
+        [put("webui", {"engine": "a1111", "url": "http://{address}:785{index}"})],
+        [put("webui", {"engine": "a1111", "url": "http://{address}:1786{index}"})],
+        [put("webui", {"engine": "a1111", "url": "http://{address}{index}.lan:786{index}"})],
         [put("queue.sentinel_quorum", 2)],
         [put("queue.sentinel_quorum", 3)],
         [put("queue.lease_seconds", 2.5), put("queue.beat_seconds", 1.0)],

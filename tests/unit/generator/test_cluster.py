@@ -203,23 +203,20 @@ def test_an_upgrade_of_a_host_starts_no_vendor_s_image_that_is_not_there(
     assert commands == [f"{words}up --detach --wait --wait-timeout 9 --remove-orphans"]
 
 
-def test_what_mounts_a_replaced_secret_is_made_anew_and_one_shots_are_not_waited_for_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("running", "recreate", "alone"), [("id", False, True), ("", False, False), ("id", True, False)]
+)
+def test_a_running_redis_is_made_anew_before_who_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: str, recreate: bool, alone: bool
 ) -> None:
-    """`up --wait` takes a one-shot that ends, with nobody who waits for it, for a failure."""
+    """Stopped with them it would stay so until they have ended their jobs, which they tell it."""
     place, commands = logs_host(tmp_path), []
-    (files,) = (files for name, files in render(plan(logged()), read_sources()) if name == "gpu-03")
-    (place.folder / "compose.yaml").write_bytes(files["compose.yaml"])
     monkeypatch.setattr(cluster.processes, "stream", lambda argv, **_: commands.append(told(argv)) or [])
-    monkeypatch.setattr(cluster.processes, "run", lambda *_, **__: IN_STEP)
-    secrets = {"gpu-03": {"logs_setup_password", "elasticsearch_users"}}
-    cluster.up([place], Progress(Mode.QUIET), replaced=secrets)
-    options = "--detach --wait --wait-timeout 600 --remove-orphans"
-    assert commands[2:] == [
-        "--profile vendor rm --stop --force elasticsearch-setup",
-        f"--profile vendor up {options} --force-recreate --no-deps elasticsearch",
-        f"--profile vendor up {options}",
-    ]
+    monkeypatch.setattr(cluster.processes, "run", lambda argv, **_: running if "ps --quiet" in argv[-1] else IN_STEP)
+    cluster.up([place], Progress(Mode.QUIET), recreate=recreate)
+    options = "--detach --wait --wait-timeout 600 --remove-orphans" + " --force-recreate" * recreate
+    first = [f"--profile vendor up {options} --no-deps redis"] if alone else []
+    assert commands[2:] == [*first, f"--profile vendor up {options}"]
 
 
 def test_an_upgrade_needs_no_image_that_a_host_can_do_without() -> None:

@@ -137,3 +137,51 @@ def test_this_machine_s_own_folder_is_where_the_containers_look(tmp_path: Path) 
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "compose.yaml").touch()
     assert cluster.renew(cluster.places(plan(one_host()), tmp_path), Progress(Mode.QUIET)) == []
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_deleted_here_does_not_stay_in_force_there(remote: tuple[cluster.Place, Path]) -> None:
+    place, mounted = remote
+    there, tls = Path(place.remote_folder), mounted.parent / "tls"
+    for name in ("compose.override.yaml", ".hidden", "secrets/old.key", "secrets/tls/old key", "config/gone/a\nb.conf"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("old")
+    (place.folder / "own [1]").mkdir()
+    for name in ("-x", "it's\nours", "own [1]/kept"):
+        (place.folder / name).write_text("new")
+    (there / "own [1]").mkdir()
+    (there / "own [1]" / "gone").touch()
+    inodes = mounted.stat().st_ino, tls.stat().st_ino, (there / "config").stat().st_ino
+    cluster.bring(place)
+    assert files_in(there) == files_in(place.folder)
+    assert (mounted.stat().st_ino, tls.stat().st_ino, (there / "config").stat().st_ino) == inodes
+    (place.folder / "secrets/api_keys").unlink()
+    cluster.bring(place)
+    assert not mounted.exists(), "it is not in the archive, and here no more"
+
+
+def test_what_an_override_has_a_container_write_there_stays(remote: tuple[cluster.Place, Path]) -> None:
+    place, _ = remote
+    data = Path(place.remote_folder) / "outputs" / "config" / "video.mp4"
+    data.parent.mkdir(parents=True)
+    data.touch()
+    cluster.bring(place)
+    assert data.exists()
+
+
+@pytest.mark.parametrize("broken", ["tar", "base64"])
+def test_nothing_is_removed_there_after_half_a_copy(
+    remote: tuple[cluster.Place, Path], tmp_path: Path, broken: str
+) -> None:
+    place, mounted = remote
+    old = Path(place.remote_folder) / "compose.override.yaml"
+    old.touch()
+    cut = f'#!/bin/sh\ncase "$2" in *"{broken} "*) head -c 99 | sh -c "$2"; exit 255;; *) sh -c "$2";; esac\n'
+    (tmp_path / "ssh").write_text(cut)
+    with pytest.raises(ToolError):
+        cluster.bring(place)
+    assert old.exists()
+    assert mounted.exists()

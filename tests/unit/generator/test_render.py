@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jinja2
 import pytest
 import yaml
 
+from generator import secret_marks
 from generator.model import Cluster
 from generator.plan import plan
 from generator.render import HASH_LABEL, RenderError, Sources, render
@@ -224,6 +226,8 @@ def test_an_elasticsearch_gets_half_of_its_memory_as_heap() -> None:
 
 def test_no_secret_in_environment_or_labels() -> None:
     for service in compose(three_hosts(), "gpu-01")["services"].values():
+        mark = service["labels"].pop(secret_marks.LABEL, "")
+        assert re.fullmatch(r"(\$\{SECRET_[A-Z_]+:-\} ?)*", mark), "compose fills in a digest, from .env"
         words = " ".join([*service.get("environment", {}), *service["labels"]]).lower()
         assert not any(word in words for word in ("password", "token", "secret", "api_key"))
 
