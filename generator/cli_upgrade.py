@@ -15,13 +15,14 @@ from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, FileOp
 from generator.cli_options import progress_for as _progress
 from generator.console import say
 from generator.errors import Unhealthy, UserError
+from generator.journal import Journal
 from generator.load import load, load_text
 from generator.ops import cluster, nodes
 from generator.ops.upgrade import Outcome, Upgrade, plan_text
 from generator.ops.upgrade_hosts import Site, read_journal
 from generator.plan import plan
 from generator.render import render
-from generator.rollout import Gate, Journal, Release, release_of, with_release
+from generator.rollout import Gate, Release, release_of, with_release
 from generator.scalar_edit import with_values
 from generator.sources import read_sources
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from generator.errors import GeneratorError, ToolError, Unhealthy, UserError
+from generator.journal import Journal
 from generator.ops import nodes
 from generator.ops.client import Client
 from generator.ops.cluster import Place, last_lines, replace_services, wait_until
@@ -28,7 +29,7 @@ from generator.ops.upgrade_hosts import (
     write_text,
 )
 from generator.progress import Progress
-from generator.rollout import Gate, Journal, Stage, Verdict, judge, stages
+from generator.rollout import Gate, Stage, Verdict, judge, stages
 
 POLL_SECONDS = 2.0
 READY_SECONDS = 120.0
@@ -69,6 +70,7 @@ class Upgrade:
                 self._note(self._journal.going_back(str(failed)))
         failure = self._journal.failure
         if failure:
+            self._note(self._journal)  # that it goes back: nobody may go forward with what is half back
             self._progress.warn(f"going back to {self._journal.old}: {failure}")
             self._back()
         else:
@@ -170,21 +172,26 @@ class Upgrade:
     # --- back ----------------------------------------------------------------------------------------------------
 
     def _back(self) -> None:
-        """Does as much as it can: where one host cannot be put back, the others are, and it is told."""
-        site, troubles = self._site, []
-        touched = self._journal.upgraded
-        for host in reversed(self._journal.hosts):
-            self._note(self._journal.without_host(host))
-            troubles += self._try(partial(self._restore_rest, host))
-        for worker in reversed(touched):
-            self._note(self._journal.without_worker(worker))
-            troubles += self._try(partial(self._restore, worker))
-        site.write(self._journal)
+        """Does as much as it can: where one host cannot be put back, the others are, and it is told; another try does
+        what is left."""
+        site, goal, troubles = self._site, self._journal, []
+        touched = goal.upgraded
+        steps = [(host, self._restore_rest) for host in reversed(goal.hosts_ahead)]
+        steps += [(worker, self._restore) for worker in reversed(goal.workers_ahead)]
+        for name, restore in steps:
+            goal = goal.with_restored(name)
+            failed = self._try(partial(restore, name, goal))
+            troubles += failed
+            if not failed:
+                self._note(self._journal.with_restored(name))
+        site.write(goal)
         troubles += self._try(partial(nodes.take_back, site.running, touched))
         troubles += self._try(partial(self._try_jobs_again, touched))
         if troubles:
             told = "\n".join(troubles)
-            raise Unhealthy(f"not everything is back as it was; `python -m generator up` tries again\n{told}")
+            raise Unhealthy(
+                f"not everything is back as it was; `python -m generator upgrade` tries the rest again\n{told}"
+            )
 
     def _try_jobs_again(self, workers: Collection[str]) -> None:
         """What was given up because of the new release is none of the users' business."""
@@ -196,14 +203,14 @@ class Upgrade:
                 running.ask(partial(Client.retry, job_id=job["id"]))
                 self._progress.say(f"job {job['id']} had been given up and runs again")
 
-    def _restore(self, worker: str) -> None:
-        self._site.write(self._journal)
+    def _restore(self, worker: str, goal: Journal) -> None:
+        self._site.write(goal)
         self._try(partial(self._empty, worker, force=True))
         replace_worker(self._site, worker, self._progress, seconds=self._start_seconds)
         nodes.take_back(self._site.running, [worker])
 
-    def _restore_rest(self, host: str) -> None:
-        self._site.write(self._journal)
+    def _restore_rest(self, host: str, goal: Journal) -> None:
+        self._site.write(goal)
         with self._progress.task(f"back: the rest of {host}") as task:
             self._replace_in_turn(self._site.places[host], task.update)
             task.finish("healthy")

@@ -14,12 +14,13 @@ import yaml
 
 from generator import processes, tree
 from generator.errors import ToolError, UserError
+from generator.journal import Journal, journal_from
 from generator.ops.cluster import PULL_SECONDS, Place, replace_services, restarts
 from generator.ops.nodes import Cluster
 from generator.planned import Plan, WorkerPlan
 from generator.progress import Progress
 from generator.render import Sources, render_host, render_mixed
-from generator.rollout import BOUNDS, Counts, Figures, Journal, journal_from
+from generator.rollout import BOUNDS, Counts, Figures
 
 JOURNAL = ".upgrade.json"
 ALIVE_SECONDS = 5.0
@@ -42,8 +43,8 @@ class Site:
 
     def trees(self, journal: Journal) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """The rendered folders as far as the journal says."""
-        for host, files in render_mixed(self.old, self.new, journal.upgraded, self.sources):
-            whole = host in journal.hosts
+        for host, files in render_mixed(self.old, self.new, journal.workers_ahead, self.sources):
+            whole = host in journal.hosts_ahead
             yield host, render_host(self.new.cluster, self.new.by_name[host], self.sources) if whole else files
 
     def write(self, journal: Journal) -> None:
