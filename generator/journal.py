@@ -1,4 +1,4 @@
-"""What an upgrade remembers of itself, as a value: whoever goes on with one that was interrupted knows no more. Pure."""
+"""What an upgrade remembers of itself, as a value: who goes on with one that was interrupted knows no more. Pure."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class Journal:
     """When its first worker was taken out of work, Unix time by the queue's clock; 0: none was yet."""
     restored: tuple[str, ...] = field(default=())
     """Of `upgraded` and `hosts` those that have the old release again. Noted when it is so, not when it is begun."""
+    old_text: str = ""
+    """What cluster.yaml held when the upgrade changed it; empty: it has not yet."""
 
     @property
     def workers_ahead(self) -> tuple[str, ...]:
@@ -51,6 +53,9 @@ class Journal:
         """A worker, or everything else on the host of this name."""
         return self if name in self.restored else replace(self, restored=(*self.restored, name))
 
+    def with_text(self, text: str) -> Journal:
+        return replace(self, old_text=text)
+
     def begun_at(self, moment: float) -> Journal:
         return self if self.since else replace(self, since=moment)
 
@@ -72,7 +77,8 @@ def journal_from(document: Mapping[str, Any]) -> Journal:
             tuple(str(host) for host in document["hosts"]),
             str(document["failure"]),
             float(document["since"]),
-            tuple(str(name) for name in document.get("restored", ())),  # an older version's has none
+            tuple(str(name) for name in document.get("restored", ())),  # an older version's has neither
+            str(document.get("old_text", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the upgrade's journal is damaged ({error!r}); delete it and run `generator up`") from error

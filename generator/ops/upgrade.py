@@ -21,6 +21,7 @@ from generator.ops.upgrade_hosts import (
     counts_of,
     fetch_images,
     figures_of,
+    read_text,
     replace_worker,
     restarts_of,
     services_there,
@@ -29,6 +30,7 @@ from generator.ops.upgrade_hosts import (
     write_text,
 )
 from generator.progress import Progress
+from generator.release_text import brought_to_new, taken_back
 from generator.rollout import Gate, Stage, Verdict, judge, stages
 
 POLL_SECONDS = 2.0
@@ -74,7 +76,7 @@ class Upgrade:
             self._progress.warn(f"going back to {self._journal.old}: {failure}")
             self._back()
         else:
-            write_text(self._site.file, self._site.text)
+            self._change_file()
         write_journal(self._site.out, None)
         return Outcome(self._journal, time.monotonic() - begin, failure)
 
@@ -169,6 +171,16 @@ class Upgrade:
         if not wait_until(is_well, READY_SECONDS):
             raise _StageError(f"not well after {READY_SECONDS:.0f} s: {'; '.join(seen)}")
 
+    def _change_file(self) -> None:
+        """As it stands there now: somebody may have edited it meanwhile."""
+        before = read_text(self._site.file)
+        edit = brought_to_new(before, self._journal, str(self._site.file))
+        if edit.text != before:
+            self._note(self._journal.with_text(before))
+            write_text(self._site.file, edit.text)
+        for told in edit.told:
+            self._progress.warn(told)
+
     # --- back ----------------------------------------------------------------------------------------------------
 
     def _back(self) -> None:
@@ -185,6 +197,7 @@ class Upgrade:
             if not failed:
                 self._note(self._journal.with_restored(name))
         site.write(goal)
+        troubles += self._try(self._take_file_back)
         troubles += self._try(partial(nodes.take_back, site.running, touched))
         troubles += self._try(partial(self._try_jobs_again, touched))
         if troubles:
@@ -192,6 +205,14 @@ class Upgrade:
             raise Unhealthy(
                 f"not everything is back as it was; `python -m generator upgrade` tries the rest again\n{told}"
             )
+
+    def _take_file_back(self) -> None:
+        now = read_text(self._site.file)
+        edit = taken_back(now, self._journal, str(self._site.file))
+        if edit.text != now:
+            write_text(self._site.file, edit.text)
+        for told in edit.told:
+            self._progress.warn(told)
 
     def _try_jobs_again(self, workers: Collection[str]) -> None:
         """What was given up because of the new release is none of the users' business."""
@@ -203,16 +224,16 @@ class Upgrade:
                 running.ask(partial(Client.retry, job_id=job["id"]))
                 self._progress.say(f"job {job['id']} had been given up and runs again")
 
-    def _restore(self, worker: str, goal: Journal) -> None:
+    def _restore(self, name: str, goal: Journal) -> None:
         self._site.write(goal)
-        self._try(partial(self._empty, worker, force=True))
-        replace_worker(self._site, worker, self._progress, seconds=self._start_seconds)
-        nodes.take_back(self._site.running, [worker])
+        self._try(partial(self._empty, name, force=True))
+        replace_worker(self._site, name, self._progress, seconds=self._start_seconds)
+        nodes.take_back(self._site.running, [name])
 
-    def _restore_rest(self, host: str, goal: Journal) -> None:
+    def _restore_rest(self, name: str, goal: Journal) -> None:
         self._site.write(goal)
-        with self._progress.task(f"back: the rest of {host}") as task:
-            self._replace_in_turn(self._site.places[host], task.update)
+        with self._progress.task(f"back: the rest of {name}") as task:
+            self._replace_in_turn(self._site.places[name], task.update)
             task.finish("healthy")
 
     def _replace_in_turn(self, place: Place, told: Callable[[str], None]) -> None:

@@ -30,10 +30,9 @@ INSPECT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Site:
-    """The cluster that is upgraded, before and after. `text` is what cluster.yaml shall hold at the end."""
+    """The cluster that is upgraded, before and after."""
 
     file: Path
-    text: str
     old: Plan
     new: Plan
     out: Path
@@ -86,10 +85,18 @@ def write_journal(out: Path, journal: Journal | None) -> None:
         write_text(out / JOURNAL, json.dumps(journal.as_dict()))
 
 
+def read_text(file: Path) -> str:
+    """To the letter: line ends are the file's own."""
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+
+
 def write_text(file: Path, text: str) -> None:
-    """Whole or not at all, with the mode that the file had."""
+    """Whole or not at all, to the letter, with the mode that the file had."""
     temporary = file.with_name(f"{file.name}.part")
-    with temporary.open("w", encoding="utf-8") as opened:
+    with temporary.open("w", encoding="utf-8", newline="") as opened:
         if file.exists():
             os.fchmod(opened.fileno(), file.stat().st_mode & 0o777)
         opened.write(text)

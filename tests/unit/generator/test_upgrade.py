@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import pytest
 import yaml
 
-from generator.errors import Unhealthy
+from generator.errors import Unhealthy, UserError
 from generator.journal import Journal
 from generator.ops import nodes, upgrade, upgrade_hosts
 from generator.ops.client import Client
@@ -46,7 +46,7 @@ class World:
         old, new = plan(BEFORE), plan(with_release(BEFORE, NEW))
         places = {host.name: Place("p", host, self.out / host.name, (), 5) for host in old.hosts}
         running = Cluster(list(places.values()), "key", None)
-        self.site = Site(self.file, TEXT, old, new, self.out, places, running, read_sources())
+        self.site = Site(self.file, old, new, self.out, places, running, read_sources())
         self.runs: dict[tuple[str, str], str] = {}
         self.orders: dict[str, dict[str, Any]] = {}
         self.on_replace: Callable[[str], None] = lambda name: None
@@ -226,3 +226,81 @@ def test_that_it_goes_back_is_noted_before_anything(world: World) -> None:
     left = read_journal(world.out)
     assert left is not None
     assert left.failure == "asked for"
+
+
+def written(world: World, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What stands in cluster.yaml after an upgrade that was interrupted right behind it."""
+    world.begin_with(EVERYWHERE)
+    noted = upgrade_hosts.write_journal
+
+    def note(out: Path, journal: Journal | None) -> None:
+        if journal is None:
+            raise Interrupted
+        noted(out, journal)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "write_journal", note)
+        with pytest.raises(Interrupted):
+            world.run(EVERYWHERE)
+    return text_in(world)
+
+
+def text_in(world: World) -> str:
+    return upgrade_hosts.read_text(world.file)
+
+
+def go_back(world: World) -> None:
+    journal = read_journal(world.out)
+    assert journal is not None
+    world.run(journal.going_back("asked for"))
+
+
+@pytest.mark.parametrize("text", [TEXT, f"images: {{tag: '{OLD.tag}'}}\r\n# mine\r\n"])
+def test_the_operators_file_gets_back_its_very_text(world: World, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    upgrade_hosts.write_text(world.file, text)
+    assert '"9.9"' in written(world, monkeypatch)
+    go_back(world)
+    assert (text_in(world), world.said[1:]) == (text, [])
+
+
+def test_what_the_operator_has_edited_meanwhile_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.file.write_text(written(world, monkeypatch) + "# another line\n")
+    go_back(world)
+    assert text_in(world) == TEXT.replace(OLD.tag, f'"{OLD.tag}"') + "# another line\n"
+    assert any("has been edited during the upgrade" in said for said in world.said)
+
+
+def test_a_third_release_in_the_file_stays_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = written(world, monkeypatch).replace("9.9", "9.10")
+    world.file.write_text(other)
+    go_back(world)
+    assert text_in(world) == other
+    assert f'images.tag is "9.10" and stays so, but the cluster runs "{OLD.tag}"' in world.said[-1]
+
+
+def test_what_the_upgrade_has_not_written_it_does_not_take_back(world: World) -> None:
+    own = TEXT.replace(OLD.tag, "9.9")
+    world.file.write_text(own)
+    world.begin_with(EVERYWHERE)
+    world.run(FAILED)
+    assert text_in(world) == own
+    assert 'images.tag is "9.9" and stays so' in world.said[-1]
+
+
+def test_an_edit_during_the_upgrade_outlives_its_end(world: World) -> None:
+    """Only what the upgrade is about is changed in what stands there at the end."""
+    world.begin_with(EVERYWHERE)
+    world.file.write_text(TEXT + "# another line\n")
+    world.run(EVERYWHERE)
+    assert text_in(world) == TEXT.replace(OLD.tag, '"9.9"') + "# another line\n"
+
+
+def test_a_file_that_is_broken_at_the_end_is_told_and_the_upgrade_can_go_on(world: World) -> None:
+    world.begin_with(EVERYWHERE)
+    world.file.write_text("images: {tag: \n")
+    with pytest.raises(UserError, match="is no YAML"):
+        world.run(EVERYWHERE)
+    world.file.write_text(TEXT)
+    upgrade_hosts.write_journal(world.out, EVERYWHERE)
+    world.go_on()
+    assert '"9.9"' in text_in(world)
