@@ -150,13 +150,14 @@ def up(
     """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
     the_plan, progress = _plan(file), Progress()
     targets = cluster.places(the_plan, out, only=host, ssh=ssh)
-    replaced = {}
-    if _store(file).folder.exists():
-        for name in _make_secrets(the_plan, file):
-            progress.say(f"{name} made anew")
-        replaced = lay_out(the_plan, out, _store(file).read())
-    cluster.up(targets, progress, recreate=recreate, replaced=replaced)
-    boot.settle(targets, progress)
+    with tree.alone(out, "up"):
+        replaced = {}
+        if _store(file).folder.exists():
+            for name in _make_secrets(the_plan, file):
+                progress.say(f"{name} made anew")
+            replaced = lay_out(the_plan, out, _store(file).read())
+        cluster.up(targets, progress, recreate=recreate, replaced=replaced)
+        boot.settle(targets, progress)
 
 
 @app.command()

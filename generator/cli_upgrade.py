@@ -59,14 +59,13 @@ def upgrade(
     progress = _progress(as_json)
     wanted = {"tag": image, "checkpoint": model, "motion_module": motion_module}
     changes = {name: value for name, value in wanted.items() if value is not None}
-    site, journal = _prepare(file, out, ssh, changes)
     if dry_run:
-        say(plan_text(site, journal))
+        say(plan_text(*_prepare(file, out, ssh, changes)))
         return
-    if back:
-        journal = journal.going_back("asked for")
     gate = replace(Gate(), dwell_seconds=dwell, longest_seconds=max(dwell, longest), minimum=minimum)
-    outcome = Upgrade(site, journal, gate, progress).run()
+    with tree.alone(out, "upgrade"):  # from before the journal is read
+        site, journal = _prepare(file, out, ssh, changes)
+        outcome = Upgrade(site, journal.going_back("asked for") if back else journal, gate, progress).run()
     _tell(outcome, as_json)
 
 
