@@ -15,11 +15,14 @@ from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, FileOp
 from generator.cli_options import progress_for as _progress
 from generator.console import say
 from generator.errors import Unhealthy, UserError
-from generator.journal import Journal
+from generator.journal import Journal, Order
 from generator.load import load, load_text
 from generator.ops import cluster, nodes
-from generator.ops.upgrade import Outcome, Upgrade, plan_text
+from generator.ops.client import Client
+from generator.ops.upgrade import Outcome, Upgrade
 from generator.ops.upgrade_hosts import Site, read_journal, read_text
+from generator.ops.upgrade_orders import orders_in
+from generator.ops.upgrade_plan import plan_text
 from generator.plan import plan
 from generator.release_text import with_release_in
 from generator.render import render
@@ -60,7 +63,8 @@ def upgrade(
     wanted = {"tag": image, "checkpoint": model, "motion_module": motion_module}
     changes = {name: value for name, value in wanted.items() if value is not None}
     if dry_run:
-        say(plan_text(*_prepare(file, out, ssh, changes)))
+        site, journal = _prepare(file, out, ssh, changes)
+        say(plan_text(site, journal, _standing(site)))
         return
     gate = replace(Gate(), dwell_seconds=dwell, longest_seconds=max(dwell, longest), minimum=minimum)
     with tree.alone(out, "upgrade"):  # from before the journal is read
@@ -89,6 +93,15 @@ def _prepare(file: Path, out: Path, ssh: str, changes: dict[str, str]) -> tuple[
     key = store.read()["api_key"].decode()
     running = nodes.Cluster(list(places.values()), key, store.authority)
     return Site(file, old, the_new, out, places, running, sources), journal
+
+
+def _standing(site: Site) -> dict[str, Order]:
+    """A plan can be made without the cluster, too."""
+    try:
+        return orders_in(site.running.ask(Client.nodes))
+    except Unhealthy as error:
+        say(f"note: nobody tells which workers are out of work: {error}")
+        return {}
 
 
 def _journal(begun: Journal | None, now: Release, changes: dict[str, str]) -> Journal:

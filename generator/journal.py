@@ -9,6 +9,14 @@ from typing import Any
 from generator.errors import UserError
 from generator.rollout import Release, Stage
 
+Order = Mapping[str, Any]
+"""About one worker, as the api tells it: order, by, at, reason, share, until."""
+
+
+def is_held(order: Order) -> bool:
+    """Whether it keeps a worker out of work."""
+    return order["order"] in ("drain", "quarantine")
+
 
 @dataclass(frozen=True)
 class Journal:
@@ -29,6 +37,15 @@ class Journal:
     """Of `upgraded` and `hosts` those that have the old release again. Noted when it is so, not when it is begun."""
     old_text: str = ""
     """What cluster.yaml held when the upgrade changed it; empty: it has not yet."""
+    sequence: tuple[str, ...] = field(default=())
+    """All workers as they come in turn. Noted at the beginning: whoever goes on has to have the same stages."""
+    orders: Mapping[str, Order | None] = field(default_factory=dict)
+    """What was ordered about a worker, and not by the upgrade, when it was last taken out of work."""
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Workers that somebody else keeps out of work."""
+        return frozenset(worker for worker, order in self.orders.items() if order is not None and is_held(order))
 
     @property
     def workers_ahead(self) -> tuple[str, ...]:
@@ -56,6 +73,12 @@ class Journal:
     def with_text(self, text: str) -> Journal:
         return replace(self, old_text=text)
 
+    def with_sequence(self, workers: tuple[str, ...]) -> Journal:
+        return replace(self, sequence=workers)
+
+    def with_order(self, worker: str, order: Order | None) -> Journal:
+        return replace(self, orders={**self.orders, worker: order})
+
     def begun_at(self, moment: float) -> Journal:
         return self if self.since else replace(self, since=moment)
 
@@ -77,8 +100,10 @@ def journal_from(document: Mapping[str, Any]) -> Journal:
             tuple(str(host) for host in document["hosts"]),
             str(document["failure"]),
             float(document["since"]),
-            tuple(str(name) for name in document.get("restored", ())),  # an older version's has neither
+            tuple(str(name) for name in document.get("restored", ())),  # an older version's has none of these
             str(document.get("old_text", "")),
+            tuple(str(worker) for worker in document.get("sequence", ())),
+            {worker: None if order is None else dict(order) for worker, order in document.get("orders", {}).items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the upgrade's journal is damaged ({error!r}); delete it and run `generator up`") from error

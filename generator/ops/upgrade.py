@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from generator.errors import GeneratorError, ToolError, Unhealthy, UserError
-from generator.journal import Journal
+from generator.journal import Journal, is_held
 from generator.ops import nodes
 from generator.ops.client import Client
 from generator.ops.cluster import Place, last_lines, replace_services, wait_until
@@ -29,13 +28,13 @@ from generator.ops.upgrade_hosts import (
     write_journal,
     write_text,
 )
+from generator.ops.upgrade_orders import Orders, in_sequence, orders_in
 from generator.progress import Progress
 from generator.release_text import brought_to_new, taken_back
 from generator.rollout import Gate, Stage, Verdict, judge, stages
 
 POLL_SECONDS = 2.0
 READY_SECONDS = 120.0
-REASON = "upgrade"
 IN_TURN = ("controller", "redis", "sentinel", "api", "gateway")
 
 
@@ -59,13 +58,14 @@ class Upgrade:
         self._gate = gate
         self._progress = progress
         self._start_seconds = start_seconds
+        self._orders = Orders(site.running, f"upgrade to {journal.new}")
 
     def run(self) -> Outcome:
         """Raises only what leaves the journal in place, for another try: hosts or gateways that cannot be reached."""
         begin = time.monotonic()
         if not self._journal.failure:
             fetch_images(self._site, self._progress)
-            self._note(self._journal)
+            self._note(self._journal.with_sequence(self._sequence()))
             try:
                 self._forward()
             except _StageError as failed:
@@ -86,8 +86,15 @@ class Upgrade:
 
     # --- forward -------------------------------------------------------------------------------------------------
 
+    def _sequence(self) -> tuple[str, ...]:
+        workers = self._site.workers
+        if self._journal.sequence or self._journal.upgraded:  # as it was begun, by an older version in their own order
+            begun = [worker for worker in self._journal.sequence if worker in workers]
+            return (*begun, *(worker for worker in workers if worker not in begun))
+        return in_sequence(workers, orders_in(self._orders.nodes()))
+
     def _forward(self) -> None:
-        workers = [worker.worker for host in self._site.new.hosts for worker in host.workers]
+        workers = self._journal.sequence
         for stage in stages(workers):
             if stage.name in self._journal.passed:
                 continue
@@ -97,34 +104,38 @@ class Upgrade:
             self._note(self._journal.with_passed(stage))
         for host, place in self._site.places.items():
             self._change_rest(host, place)
-        nodes.take_back(self._site.running, workers)
+        for worker in workers:
+            self._give_back(worker)
 
     def _change(self, worker: str, stage: Stage) -> None:
-        site, few = self._site, len(self._all_workers()) == 1
+        site = self._site
         self._note(self._journal.with_worker(worker))
-        self._empty(worker, force=few)
+        self._empty(worker, force=self._is_last_at_work(worker))
         self._note(self._journal.begun_at(self._ordered_at(worker)))
         site.write(self._journal)
         try:
             replace_worker(site, worker, self._progress, seconds=self._start_seconds)
         except Unhealthy as error:
             raise _StageError(f"{worker} does not become healthy with {self._journal.new}: {error}") from error
-        order = {"order": "canary", "reason": self._reason(), "share": stage.share}
-        nodes.give(site.running, [worker], order)
+        if worker not in self._journal.held:
+            self._orders.try_out(worker, stage.share)
 
     def _watch(self, stage: Stage) -> None:
         """Until the gate of this stage opens; raises where it stays shut."""
         site, gate = self._site, self._gate
-        new = self._journal.upgraded
-        old = [worker for worker in self._all_workers() if worker not in new]
-        first = self._nodes()
+        if self._journal.held.issuperset(stage.workers):
+            self._progress.say(f"{', '.join(stage.workers)}: out of work by an operator's order, nothing to watch")
+            return
+        new = [worker for worker in self._journal.upgraded if worker not in self._journal.held]
+        old = [worker for worker in self._journal.sequence if worker not in self._journal.upgraded]
+        first = self._orders.nodes()
         since_new, since_old = counts_of(first, new), counts_of(first, old)
         restarts_before = restarts_of(site, new)
         begin, sick_since = time.monotonic(), None
         with self._progress.task(f"watch {stage.name}") as task:
             while True:
                 time.sleep(POLL_SECONDS)
-                seen = self._nodes()
+                seen = self._orders.nodes()
                 now = time.monotonic()
                 figures = figures_of(site, seen, new, since_new, restarts_before)
                 others = (counts_of(seen, old) - since_old).figures()
@@ -162,7 +173,9 @@ class Upgrade:
 
         def is_well() -> bool:
             try:
-                seen[:] = sick_of(self._site.running.ask(Client.nodes), self._all_workers())
+                found = self._site.running.ask(Client.nodes)
+                held = {worker for worker, order in orders_in(found).items() if is_held(order)}
+                seen[:] = sick_of(found, [worker for worker in self._journal.sequence if worker not in held])
             except Unhealthy as error:
                 seen[:] = [str(error)]
             told("; ".join(seen))
@@ -198,7 +211,8 @@ class Upgrade:
                 self._note(self._journal.with_restored(name))
         site.write(goal)
         troubles += self._try(self._take_file_back)
-        troubles += self._try(partial(nodes.take_back, site.running, touched))
+        for worker in touched:
+            troubles += self._try(partial(self._give_back, worker))
         troubles += self._try(partial(self._try_jobs_again, touched))
         if troubles:
             told = "\n".join(troubles)
@@ -228,7 +242,7 @@ class Upgrade:
         self._site.write(goal)
         self._try(partial(self._empty, name, force=True))
         replace_worker(self._site, name, self._progress, seconds=self._start_seconds)
-        nodes.take_back(self._site.running, [name])
+        self._give_back(name)
 
     def _restore_rest(self, name: str, goal: Journal) -> None:
         self._site.write(goal)
@@ -255,35 +269,27 @@ class Upgrade:
 
     def _empty(self, worker: str, *, force: bool) -> None:
         """Nobody new comes to it, and what it does it ends, as far as the time for stopping it reaches."""
-        running = self._site.running
-        nodes.give(running, [worker], {"order": "drain", "reason": self._reason(), "force": force})
         place, _ = self._site.worker(worker)
+        standing = self._orders.standing(worker)
+        if not self._orders.is_ours(standing):
+            self._note(self._journal.with_order(worker, standing))
+        self._orders.take_out(worker, self._journal.orders.get(worker), force=force)
         try:
-            nodes.wait_until_idle(running, [worker], place.stop_grace_seconds, self._progress)
+            nodes.wait_until_idle(self._site.running, [worker], place.stop_grace_seconds, self._progress)
         except Unhealthy as error:  # its job goes on elsewhere, from its checkpoint
             self._progress.say(str(error))
 
     def _ordered_at(self, worker: str) -> float:
-        """By the queue's clock, never by this machine's; 0 where the order is gone already."""
-        orders = [one["order"]["at"] for one in self._nodes() if one["name"] == worker and one["order"]]
-        return float(orders[0]) if orders else 0.0
+        """By the queue's clock, never by this machine's; 0 where the order is gone already, or is none of ours."""
+        standing = self._orders.standing(worker)
+        return float(standing["at"]) if standing is not None and self._orders.is_ours(standing) else 0.0
 
-    def _nodes(self) -> list[dict[str, Any]]:
-        """A gateway may be on its way to another host."""
-        end = time.monotonic() + READY_SECONDS
-        while True:
-            try:
-                return self._site.running.ask(Client.nodes)
-            except Unhealthy:
-                if time.monotonic() > end:
-                    raise
-            time.sleep(POLL_SECONDS)
+    def _give_back(self, worker: str) -> None:
+        self._orders.give_back(worker, self._journal.orders.get(worker))
 
-    def _all_workers(self) -> list[str]:
-        return [worker.worker for host in self._site.new.hosts for worker in host.workers]
-
-    def _reason(self) -> str:
-        return f"{REASON} to {self._journal.new}"[:200]
+    def _is_last_at_work(self, worker: str) -> bool:
+        held = {name for name, order in orders_in(self._orders.nodes()).items() if is_held(order)}
+        return all(other == worker or other in held for other in self._journal.sequence)
 
     def _last_lines(self, worker: str) -> str:
         place, _ = self._site.worker(worker)
@@ -292,18 +298,3 @@ class Upgrade:
 
 class _StageError(GeneratorError):
     """The new release is not as good as the old one."""
-
-
-def plan_text(site: Site, journal: Journal) -> str:
-    """What would be done, for people."""
-    workers = [worker.worker for host in site.new.hosts for worker in host.workers]
-    lines = [f"from {journal.old}", f"to   {journal.new}", "", "on every host: fetch the images"]
-    for stage in stages(workers):
-        share = f", {stage.share:.0%} of the new sessions" if stage.share else ""
-        lines.append(f"{stage.name}: {', '.join(stage.workers)}{share}; then watched")
-    gateways = [host.name for host in site.new.hosts if host.gateway]
-    for host in site.new.hosts:
-        alone = " (the only gateway: nobody answers while it is replaced)" if gateways == [host.name] else ""
-        lines.append(f"the rest of {host.name}{alone}")
-    lines.append(f"at last {site.file} is changed; where a stage fails, all goes back")
-    return "\n".join(lines)

@@ -49,6 +49,10 @@ class Site:
     def write(self, journal: Journal) -> None:
         tree.write(self.out, self.trees(journal))
 
+    @property
+    def workers(self) -> list[str]:
+        return [worker.worker for host in self.new.hosts for worker in host.workers]
+
     def worker(self, name: str) -> tuple[Place, WorkerPlan]:
         for host in self.new.hosts:
             for worker in host.workers:

@@ -19,6 +19,7 @@ from generator.ops.cluster import Place
 from generator.ops.nodes import Cluster
 from generator.ops.upgrade import Outcome, Upgrade
 from generator.ops.upgrade_hosts import Site, read_journal
+from generator.ops.upgrade_plan import plan_text
 from generator.plan import plan
 from generator.progress import Mode, Progress
 from generator.rollout import Gate, release_of, with_release
@@ -51,6 +52,9 @@ class World:
         self.orders: dict[str, dict[str, Any]] = {}
         self.on_replace: Callable[[str], None] = lambda name: None
         self.said: list[str] = []
+        self.given: list[tuple[str, str]] = []
+        self.now = 1000.0
+        """By the queue's clock."""
 
     def begin_with(self, journal: Journal) -> None:
         """As if an upgrade had come so far."""
@@ -70,12 +74,21 @@ class World:
     def _node(self, name: str) -> dict[str, Any]:
         order = self.orders.get(name)
         state = {"drain": "drained", "quarantine": "quarantined"}.get(order["order"] if order else "", "idle")
-        seen = {"gpu-01": {"state": "UP", "reason": "", "busy": 0, "requests": {}}}
+        standing = {"drained": "DRAINING", "quarantined": "QUARANTINED"}.get(state, "UP")
+        seen = {"gpu-01": {"state": standing, "reason": "", "busy": 0, "requests": {}}}
         about = {"pool": "webui", "name": name, "state": state, "heartbeat_age_seconds": 0.0, "order": order}
         return about | {"seen_by": seen, "done": 0, "failed": 0, "pace_sum": 0.0}
 
     def give(self, worker: str, order: Mapping[str, Any]) -> dict[str, Any]:
-        self.orders[worker] = {"by": "upgrade", "at": 1000.0, "share": None, "until": None, **order}
+        """As the api does it."""
+        force, seconds = bool(order.get("force")), order.get("seconds")
+        working = [name for name in WORKERS if name != worker and self._node(name)["state"] == "idle"]
+        if order["order"] != "canary" and not force and not working:
+            raise UserError(f"{worker} is the last node that takes work")
+        until = None if seconds is None else self.now + seconds
+        about = {name: order.get(name) for name in ("order", "reason", "share")}
+        self.orders[worker] = {"by": "admin", "at": self.now, "until": until, **about}
+        self.given.append((worker, order["order"]))
         return self.orders[worker]
 
     def run(self, journal: Journal) -> Outcome:
@@ -122,13 +135,25 @@ def services_there(place: Place) -> Collection[str]:
     return set(rendered_services(place))
 
 
+_RENDERED: dict[tuple[tuple[str, ...], ...], list[tuple[str, Mapping[str, bytes]]]] = {}
+"""All tests come by the same mixtures."""
+
+
+def _rendered(site: Site, journal: Journal, render: Any) -> list[tuple[str, Mapping[str, bytes]]]:
+    key = tuple(sorted(journal.workers_ahead)), tuple(sorted(journal.hosts_ahead))
+    if key not in _RENDERED:
+        _RENDERED[key] = list(render(site, journal))
+    return _RENDERED[key]
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World(tmp_path)
+    made, honest = World(tmp_path), Site.trees
     for module in (upgrade, upgrade_hosts):
         monkeypatch.setattr(module, "services_there", services_there)
         monkeypatch.setattr(module, "replace_services", made.replace)
         monkeypatch.setattr(module, "restarts_of", lambda *_: 0)
+    monkeypatch.setattr(Site, "trees", lambda site, journal: _rendered(site, journal, honest))
     monkeypatch.setattr(upgrade, "fetch_images", lambda *_: None)
     monkeypatch.setattr(upgrade, "last_lines", lambda *_: "")
     monkeypatch.setattr(upgrade, "POLL_SECONDS", 0.001)
@@ -304,3 +329,129 @@ def test_a_file_that_is_broken_at_the_end_is_told_and_the_upgrade_can_go_on(worl
     upgrade_hosts.write_journal(world.out, EVERYWHERE)
     world.go_on()
     assert '"9.9"' in text_in(world)
+
+
+def ordered(kind: str, **more: Any) -> dict[str, Any]:
+    order = {"order": kind, "by": "ada", "at": 1.0, "reason": "dust", "share": None, "until": None}
+    return {**order, **more}
+
+
+def wish(order: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What it is for the worker, whoever has written it down when."""
+    return order and {name: order[name] for name in ("order", "reason", "share", "until")}
+
+
+@pytest.mark.parametrize("journal", [Journal(OLD, NEW), FAILED])
+@pytest.mark.parametrize("kind", ["drain", "quarantine"])
+def test_what_is_kept_out_of_work_stays_out_and_changes_all_the_same(world: World, kind: str, journal: Journal) -> None:
+    world.begin_with(journal)
+    world.orders = before = {WORKERS[0]: ordered(kind), WORKERS[3]: ordered(kind, until=1500.0)}
+    replaced: list[str] = []
+    world.on_replace = replaced.append
+    world.run(journal)
+    assert world.tags() == {OLD.tag if journal.failure else "9.9"}
+    assert "gpu-01: webui-0,agent-0" in replaced
+    assert world.orders == before
+    assert not {WORKERS[0], WORKERS[3]} & {worker for worker, _ in world.given}, "it never had any other"
+
+
+def test_those_that_work_change_first_and_the_others_are_not_watched(world: World) -> None:
+    """A worker without visitors shows nothing of a release, and would be told to be sick."""
+    world.begin_with(Journal(OLD, NEW))
+    world.orders = {name: ordered("quarantine") for name in (WORKERS[0], WORKERS[2], WORKERS[4])}
+    replaced: list[str] = []
+    world.on_replace = replaced.append
+    assert world.run(Journal(OLD, NEW)).failure == ""
+    wanted = [WORKERS[1], WORKERS[3], WORKERS[5], WORKERS[0], WORKERS[2], WORKERS[4]]
+    services = [f"{name.partition('/')[0]}: webui-{name[-1]},agent-{name[-1]}" for name in wanted]
+    assert replaced[:6] == services
+    assert world.said == ["gpu-01/0, gpu-02/0, gpu-03/0: out of work by an operator's order, nothing to watch"]
+
+
+def test_who_goes_on_has_the_same_stages(world: World) -> None:
+    """Although an operator has put the first one back to work meanwhile."""
+    world.begin_with(Journal(OLD, NEW))
+    world.orders = {WORKERS[0]: ordered("quarantine")}
+    world.on_replace = interrupting(0, "gpu-03: webui-0")
+    with pytest.raises(Interrupted):
+        world.run(Journal(OLD, NEW))
+    del world.orders[WORKERS[0]]
+    world.go_on()
+    assert (world.tags(), world.orders) == ({"9.9"}, {})
+
+
+CANARY = ordered("canary", share=0.3)
+
+
+@pytest.mark.parametrize("journal", [Journal(OLD, NEW), FAILED])
+@pytest.mark.parametrize("after", [None, 0, 4])
+def test_an_order_that_the_upgrade_replaces_is_given_back(world: World, journal: Journal, after: int | None) -> None:
+    world.begin_with(journal)
+    world.orders = {WORKERS[4]: CANARY}
+    if after is not None:
+        world.on_replace = interrupting(after, "webui-")
+        with pytest.raises(Interrupted):
+            world.run(journal)
+        world.on_replace = lambda what: None
+        world.go_on()
+    else:
+        world.run(journal)
+    assert {name: wish(order) for name, order in world.orders.items()} == {WORKERS[4]: wish(CANARY)}
+
+
+@pytest.mark.parametrize(("until", "left"), [(1500.0, 1500.0), (900.0, None), (1050.0, None)])
+def test_an_order_that_ends_by_itself_ends_when_it_would_have(world: World, until: float, left: float | None) -> None:
+    world.begin_with(Journal(OLD, NEW))
+    world.orders = {WORKERS[4]: {**CANARY, "until": until}}
+
+    def pass_time(what: str) -> None:
+        world.now += 10
+
+    world.on_replace = pass_time
+    world.run(Journal(OLD, NEW))
+    assert world.now > 1050
+    assert world.orders.get(WORKERS[4], {}).get("until") == left
+
+
+@pytest.mark.parametrize("journal", [Journal(OLD, NEW), FAILED])
+def test_what_is_ordered_during_the_upgrade_stays(world: World, journal: Journal) -> None:
+    """About one that has changed already, and about one that is still to change."""
+    world.begin_with(journal)
+    others = ordered("drain", reason="a fan")
+
+    def order(what: str) -> None:
+        if what.startswith("gpu-02: webui-1"):
+            world.orders[WORKERS[0 if not journal.failure else 5]] = others
+            world.orders[WORKERS[5 if not journal.failure else 0]] = others
+
+    world.on_replace = order
+    world.run(journal)
+    assert world.orders == {WORKERS[0]: others, WORKERS[5]: others}
+
+
+def test_a_controllers_quarantine_is_no_operators(world: World) -> None:
+    world.begin_with(Journal(OLD, NEW))
+    world.orders = {WORKERS[0]: ordered("quarantine", by="the controller of gpu-01", until=1060.0)}
+    world.run(Journal(OLD, NEW))
+    assert world.given[:2] == [(WORKERS[0], "drain"), (WORKERS[0], "canary")]
+    assert world.orders == {}
+
+
+def test_the_last_one_at_work_is_upgraded_although_nobody_works_meanwhile(world: World) -> None:
+    world.begin_with(Journal(OLD, NEW))
+    world.orders = before = {name: ordered("drain") for name in WORKERS[1:]}
+    world.run(Journal(OLD, NEW))
+    assert (world.tags(), world.orders) == ({"9.9"}, before)
+
+
+def test_jobs_of_long_before_the_upgrade_are_not_tried_again(world: World) -> None:
+    """The first worker's order is from last week."""
+    world.begin_with(Journal(OLD, NEW))
+    world.orders = {name: ordered("drain", at=1.0) for name in WORKERS}
+    assert world.run(Journal(OLD, NEW)).journal.since == 0
+
+
+def test_the_plan_tells_who_stays_out_of_work(world: World) -> None:
+    text = plan_text(world.site, Journal(OLD, NEW), {WORKERS[0]: ordered("quarantine")})
+    assert "canary: gpu-01/1, 10% of the new sessions; then watched" in text
+    assert "gpu-01/0: stays out of work, quarantine ordered by ada: dust" in text
