@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from generator.errors import GeneratorError, ToolError, Unhealthy, UserError
-from generator.journal import Journal, is_held
+from generator.journal import Journal
 from generator.ops import nodes
 from generator.ops.client import Client
 from generator.ops.cluster import Place, last_lines, replace_services, wait_until
@@ -28,7 +28,7 @@ from generator.ops.upgrade_hosts import (
     write_journal,
     write_text,
 )
-from generator.ops.upgrade_orders import Orders, in_sequence, orders_in
+from generator.ops.upgrade_orders import Orders, held_in, in_sequence, orders_in
 from generator.progress import Progress
 from generator.release_text import brought_to_new, taken_back
 from generator.rollout import Gate, Stage, Verdict, judge, stages
@@ -126,8 +126,8 @@ class Upgrade:
         if self._journal.held.issuperset(stage.workers):
             self._progress.say(f"{', '.join(stage.workers)}: out of work by an operator's order, nothing to watch")
             return
-        new = [worker for worker in self._journal.upgraded if worker not in self._journal.held]
-        old = [worker for worker in self._journal.sequence if worker not in self._journal.upgraded]
+        new = self._journal.upgraded
+        old = [worker for worker in self._journal.sequence if worker not in new]
         first = self._orders.nodes()
         since_new, since_old = counts_of(first, new), counts_of(first, old)
         restarts_before = restarts_of(site, new)
@@ -173,9 +173,7 @@ class Upgrade:
 
         def is_well() -> bool:
             try:
-                found = self._site.running.ask(Client.nodes)
-                held = {worker for worker, order in orders_in(found).items() if is_held(order)}
-                seen[:] = sick_of(found, [worker for worker in self._journal.sequence if worker not in held])
+                seen[:] = sick_of(self._site.running.ask(Client.nodes), self._journal.sequence)
             except Unhealthy as error:
                 seen[:] = [str(error)]
             told("; ".join(seen))
@@ -288,7 +286,7 @@ class Upgrade:
         self._orders.give_back(worker, self._journal.orders.get(worker))
 
     def _is_last_at_work(self, worker: str) -> bool:
-        held = {name for name, order in orders_in(self._orders.nodes()).items() if is_held(order)}
+        held = held_in(self._orders.nodes())
         return all(other == worker or other in held for other in self._journal.sequence)
 
     def _last_lines(self, worker: str) -> str:

@@ -17,6 +17,7 @@ from generator.errors import ToolError, UserError
 from generator.journal import Journal, journal_from
 from generator.ops.cluster import PULL_SECONDS, Place, replace_services, restarts
 from generator.ops.nodes import Cluster
+from generator.ops.upgrade_orders import held_in
 from generator.planned import Plan, WorkerPlan
 from generator.progress import Progress
 from generator.render import Sources, render_host, render_mixed
@@ -179,9 +180,10 @@ def _requests(numbers: Mapping[str, Any]) -> Counts:
 
 
 def sick_of(nodes: Sequence[Mapping[str, Any]], workers: Sequence[str]) -> tuple[str, ...]:
-    """Those that do not work, or get no visitors, each with why."""
+    """Those that do not work, or get no visitors, each with why. Of those that are to do neither nothing is said."""
+    held = held_in(nodes)
     found = {node["name"]: node for node in nodes if node["pool"] == "webui"}
-    return tuple(f"{name}: {why}" for name in workers if (why := _fault(found.get(name))))
+    return tuple(f"{name}: {why}" for name in workers if name not in held and (why := _fault(found.get(name))))
 
 
 def _fault(node: Mapping[str, Any] | None) -> str:

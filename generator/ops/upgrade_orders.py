@@ -79,6 +79,11 @@ def orders_in(seen: Sequence[Mapping[str, Any]]) -> dict[str, Order]:
     return {worker: order for worker, order in orders.items() if not order["by"].startswith(CONTROLLERS)}
 
 
+def held_in(seen: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Workers that are ordered out of work."""
+    return frozenset(worker for worker, order in orders_in(seen).items() if is_held(order))
+
+
 def in_sequence(workers: Sequence[str], orders: Mapping[str, Order]) -> tuple[str, ...]:
     """Those that an operator keeps out of work last: nothing can be seen of the new release there."""
     return tuple(sorted(workers, key=lambda worker: worker in orders and is_held(orders[worker])))
