@@ -379,6 +379,7 @@ def test_who_goes_on_has_the_same_stages(world: World) -> None:
     del world.orders[WORKERS[0]]
     world.go_on()
     assert (world.tags(), world.orders) == ({"9.9"}, {})
+    assert (WORKERS[0], "drain") in world.given, "it had its turn, and was not replaced with the rest of its host"
 
 
 CANARY = ordered("canary", share=0.3)
