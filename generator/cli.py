@@ -150,13 +150,14 @@ def up(
     """Start every host (this machine directly, others through ssh) and wait until all is healthy."""
     the_plan, progress = _plan(file), Progress()
     targets = cluster.places(the_plan, out, only=host, ssh=ssh)
-    if _store(file).folder.exists():
-        for name in _make_secrets(the_plan, file):
-            progress.say(f"{name} made anew")
-        _store(file).lay_out(the_plan, out)
-    shared_secrets.change_together(targets, cluster.places(the_plan, out, ssh=ssh), progress)
-    cluster.up(targets, progress, recreate=recreate)
-    boot.settle(targets, progress)
+    with tree.alone(out, "up"):
+        if _store(file).folder.exists():
+            for name in _make_secrets(the_plan, file):
+                progress.say(f"{name} made anew")
+            _store(file).lay_out(the_plan, out)
+        shared_secrets.change_together(targets, cluster.places(the_plan, out, ssh=ssh), progress)
+        cluster.up(targets, progress, recreate=recreate)
+        boot.settle(targets, progress)
 
 
 @app.command()

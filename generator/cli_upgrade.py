@@ -15,21 +15,19 @@ from generator.cli_options import DEFAULT_FILE, DEFAULT_OUT, DEFAULT_SSH, FileOp
 from generator.cli_options import progress_for as _progress
 from generator.console import say
 from generator.errors import Unhealthy, UserError
+from generator.journal import Journal, Order
 from generator.load import load, load_text
 from generator.ops import cluster, nodes
-from generator.ops.upgrade import Outcome, Upgrade, plan_text
-from generator.ops.upgrade_hosts import Site, read_journal
+from generator.ops.client import Client
+from generator.ops.upgrade import Outcome, Upgrade
+from generator.ops.upgrade_hosts import Site, read_journal, read_text
+from generator.ops.upgrade_orders import orders_in
+from generator.ops.upgrade_plan import plan_text
 from generator.plan import plan
+from generator.release_text import with_release_in
 from generator.render import render
-from generator.rollout import Gate, Journal, Release, release_of, with_release
-from generator.scalar_edit import with_values
+from generator.rollout import Gate, Release, release_of, with_release
 from generator.sources import read_sources
-
-PLACES = {
-    "tag": ("images", "tag"),
-    "checkpoint": ("models", "checkpoint"),
-    "motion_module": ("models", "motion_module"),
-}
 
 Image = Annotated[str | None, typer.Option("--image", metavar="TAG", help="The new tag of all images.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="FILE", help="The new checkpoint.")]
@@ -64,14 +62,14 @@ def upgrade(
     progress = _progress(as_json)
     wanted = {"tag": image, "checkpoint": model, "motion_module": motion_module}
     changes = {name: value for name, value in wanted.items() if value is not None}
-    site, journal = _prepare(file, out, ssh, changes)
     if dry_run:
-        say(plan_text(site, journal))
+        site, journal = _prepare(file, out, ssh, changes)
+        say(plan_text(site, journal, _standing(site)))
         return
-    if back:
-        journal = journal.going_back("asked for")
     gate = replace(Gate(), dwell_seconds=dwell, longest_seconds=max(dwell, longest), minimum=minimum)
-    outcome = Upgrade(site, journal, gate, progress).run()
+    with tree.alone(out, "upgrade"):  # from before the journal is read
+        site, journal = _prepare(file, out, ssh, changes)
+        outcome = Upgrade(site, journal.going_back("asked for") if back else journal, gate, progress).run()
     _tell(outcome, as_json)
 
 
@@ -83,12 +81,7 @@ def _prepare(file: Path, out: Path, ssh: str, changes: dict[str, str]) -> tuple[
     now = release_of(loaded.cluster)
     journal = _journal(begun, now, changes)
     new = journal.new
-    text = with_values(
-        file.read_text(encoding="utf-8"),
-        {place: value for name, place in PLACES.items() if (value := _of(new, name)) != _of(now, name)},
-        str(file),
-    )
-    edited = load_text(text, file)
+    edited = load_text(with_release_in(read_text(file), now, new, str(file)), file)
     problems = check(edited)
     if problems:
         raise UserError(problems)
@@ -99,7 +92,16 @@ def _prepare(file: Path, out: Path, ssh: str, changes: dict[str, str]) -> tuple[
     places = {place.host.name: place for place in cluster.places(old, out, ssh=ssh)}
     key = store.read()["api_key"].decode()
     running = nodes.Cluster(list(places.values()), key, store.authority)
-    return Site(file, text, old, the_new, out, places, running, sources), journal
+    return Site(file, old, the_new, out, places, running, sources), journal
+
+
+def _standing(site: Site) -> dict[str, Order]:
+    """A plan can be made without the cluster, too."""
+    try:
+        return orders_in(site.running.ask(Client.nodes))
+    except Unhealthy as error:
+        say(f"note: nobody tells which workers are out of work: {error}")
+        return {}
 
 
 def _journal(begun: Journal | None, now: Release, changes: dict[str, str]) -> Journal:
@@ -114,10 +116,6 @@ def _journal(begun: Journal | None, now: Release, changes: dict[str, str]) -> Jo
         hint = "call `upgrade` without a release to go on with it, or with --back to end it where it began"
         raise UserError(f"an upgrade from {begun.old} to {begun.new} was interrupted; {hint}")
     return begun
-
-
-def _of(release: Release, name: str) -> str:
-    return str(getattr(release, name))
 
 
 def _tell(outcome: Outcome, as_json: bool) -> None:

@@ -8,9 +8,8 @@ upgrade where it began.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from generator.errors import UserError
 from generator.model import Cluster
@@ -213,60 +212,3 @@ def _patience(new: Figures, seconds: float, gate: Gate) -> Verdict:
     if seconds < gate.longest_seconds:
         return Verdict(None, f"{seen} of {gate.minimum} requests and jobs in {seconds:.0f} s")
     return Verdict(True, f"only {seen} requests and jobs in {seconds:.0f} s, none of them a reason to go back")
-
-
-@dataclass(frozen=True)
-class Journal:
-    """How far an upgrade has come. Written before each change, so that whoever goes on changes nothing twice."""
-
-    old: Release
-    new: Release
-    upgraded: tuple[str, ...] = field(default=())
-    passed: tuple[str, ...] = field(default=())
-    """Stages whose gate was passed."""
-    hosts: tuple[str, ...] = field(default=())
-    """Hosts on which everything else has changed, too."""
-    failure: str = ""
-    """Why it goes back; empty while it goes forward."""
-    since: float = 0.0
-    """When its first worker was taken out of work, Unix time by the queue's clock; 0: none was yet."""
-
-    def with_worker(self, worker: str) -> Journal:
-        return self if worker in self.upgraded else replace(self, upgraded=(*self.upgraded, worker))
-
-    def without_worker(self, worker: str) -> Journal:
-        return replace(self, upgraded=tuple(one for one in self.upgraded if one != worker))
-
-    def with_passed(self, stage: Stage) -> Journal:
-        return replace(self, passed=(*self.passed, stage.name))
-
-    def with_host(self, host: str) -> Journal:
-        return self if host in self.hosts else replace(self, hosts=(*self.hosts, host))
-
-    def without_host(self, host: str) -> Journal:
-        return replace(self, hosts=tuple(one for one in self.hosts if one != host))
-
-    def begun_at(self, moment: float) -> Journal:
-        return self if self.since else replace(self, since=moment)
-
-    def going_back(self, reason: str) -> Journal:
-        return replace(self, failure=self.failure or reason)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def journal_from(document: Mapping[str, Any]) -> Journal:
-    """Raises `UserError` for what `as_dict` did not make."""
-    try:
-        return Journal(
-            Release(**document["old"]),
-            Release(**document["new"]),
-            tuple(str(worker) for worker in document["upgraded"]),
-            tuple(str(stage) for stage in document["passed"]),
-            tuple(str(host) for host in document["hosts"]),
-            str(document["failure"]),
-            float(document["since"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the upgrade's journal is damaged ({error!r}); delete it and run `generator up`") from error

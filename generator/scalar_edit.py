@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import yaml
 
@@ -13,7 +13,7 @@ from generator.marks import Path, show_path
 
 def with_values(text: str, values: Mapping[Path, str], file: str) -> str:
     """`text` with these scalars. `UserError` with what to write by hand where one does not stand there."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    root = _root(text, file)
     found = [(path, _scalar(root, path)) for path in values]
     absent = [path for path, node in found if node is None]
     if absent:
@@ -23,6 +23,20 @@ def with_values(text: str, values: Mapping[Path, str], file: str) -> str:
     for node, value in nodes:  # from the end: what comes before keeps its place
         text = text[: node.start_mark.index] + json.dumps(value) + text[node.end_mark.index :]
     return text
+
+
+def values_at(text: str, paths: Iterable[Path], file: str) -> dict[Path, str | None]:
+    """What stands there; None where there is no scalar."""
+    root = _root(text, file)
+    found = {path: _scalar(root, path) for path in paths}
+    return {path: None if node is None else str(node.value) for path, node in found.items()}
+
+
+def _root(text: str, file: str) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: is no YAML: {error}") from error
 
 
 def _scalar(node: yaml.Node | None, path: Path) -> yaml.ScalarNode | None:

@@ -2,6 +2,7 @@
 
     rendered/<host>/            what `docker compose up` runs
     rendered/.history/NNNNNN/   the last five renders, whole, to compare with or to go back to by hand
+    rendered/.at-work           who changes the running cluster, locked for as long
 
 A write happens in three steps: everything new is written beside its place and synced (a full disk or a
 kill here changes nothing), then renamed into place (which needs no space), then stale files are removed.
@@ -26,6 +27,7 @@ from generator.errors import UserError
 HISTORY = ".history"
 KEPT_RENDERS = 5
 _LOCK = ".lock"
+_AT_WORK = ".at-work"
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 """Whatever the umask: the containers' user reads these files, and none of them is a secret."""
 _TEMPORARY = ".render-tmp"
@@ -205,6 +207,30 @@ def _remove_empty_parents(folder: Path, stop: Path) -> None:
     while folder != stop and not any(folder.iterdir()):
         folder.rmdir()
         folder = folder.parent
+
+
+@contextmanager
+def alone(out: Path, command: str) -> Iterator[None]:
+    """Only one `command` at a time changes what runs from this folder; `UserError` names the one that does.
+
+    The lock goes with the process, so a killed one leaves none behind. The file stays: were it removed, two could each
+    have a lock on a file of this name.
+    """
+    if not out.is_dir():
+        raise UserError(f"{out} has not been rendered; run `python -m generator render` first")
+    with _told(out):
+        file = (out / _AT_WORK).open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "another command"
+            raise UserError(f"{out}: {other} is at work on this cluster; wait for it to end, or stop it") from None
+        file.truncate(0)
+        file.write(f"`{command}` (process {os.getpid()})\n")
+        file.flush()
+        yield
 
 
 @contextmanager

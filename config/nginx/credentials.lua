@@ -21,6 +21,13 @@ local M = {}
 -- The same headers come again and again; what is made of the last ones is kept, per worker.
 local keys, keys_count = {}, 0
 
+-- Without the blanks and tabs around it, which the api's server drops, too: with each of them it would be another key
+-- here. In two steps, of which neither looks at anything twice: strangers send as many tabs as fit.
+local function trimmed(value)
+    local first = value:find("[^ \t]")
+    return first and value:sub(first):match("^.*[^ \t]") or ""
+end
+
 local function key_in(authorization)
     local scheme, value = authorization:match("^([^ ]*) ?(.*)$")
     if scheme == "" then return nil end
@@ -34,9 +41,10 @@ end
 -- name, blanks. nil where there is none.
 local function presented_key()
     local key = ngx.var.http_x_api_key
-    if key then return key:match("^[^,]*") end -- the first of several
+    if key then return trimmed(key:match("^[^,]*")) end -- the first of several
     local authorization = ngx.var.http_authorization
     if not authorization then return nil end
+    authorization = trimmed(authorization)
     key = keys[authorization]
     if key == nil then
         if keys_count >= MOST_REMEMBERED then keys, keys_count = {}, 0 end

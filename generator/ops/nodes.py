@@ -21,6 +21,10 @@ from generator.progress import Progress
 
 POLL_SECONDS = 0.5
 SHOWN_EVENTS = 20
+OUT_OF_WORK = frozenset({"drained", "quarantined"})
+"""What only an agent says that has heard its order, and has no job any more."""
+SILENT_SECONDS = 5.0
+"""An agent that has told nothing for so long hears no order, either."""
 T = TypeVar("T")
 
 
@@ -65,19 +69,43 @@ def take_back(cluster: Cluster, workers: Sequence[str]) -> None:
 
 
 def wait_until_idle(cluster: Cluster, workers: Sequence[str], seconds: float, progress: Progress) -> None:
-    """Until none of them has a job any more; `Unhealthy` where one still has after `seconds`."""
-    end = time.monotonic() + seconds
+    """Until none of them has a job any more, or can get one; `Unhealthy` where one still has after `seconds`. To be
+    called when they have been ordered out of work."""
+    begin = time.monotonic()
     with progress.task(f"waiting for {', '.join(workers)}") as task:
         while True:
             found = {one["name"]: one for one in cluster.ask(Client.nodes) if one["pool"] == "webui"}
-            busy = [name for name in workers if found.get(name, {}).get("state") in ("running", "draining")]
+            waited = time.monotonic() - begin
+            busy = [name for name in workers if is_at_work(found.get(name), waited)]
             if not busy:
                 task.finish("idle")
                 return
-            if time.monotonic() > end:
+            if waited > seconds:
                 raise Unhealthy(f"{', '.join(busy)}: still at work after {seconds:.0f} s")
             task.update(f"{', '.join(busy)} at work")
             time.sleep(POLL_SECONDS)
+
+
+def is_at_work(node: Mapping[str, Any] | None, ordered_seconds: float) -> bool:
+    """Whether a worker that was ordered out of work so long ago may still have some.
+
+    One that is idle may have a job on its way that it asked for before it heard the order, and what it has told before
+    the order says nothing of the time since.
+    """
+    if node is None or node["state"] in (None, "stopped"):
+        return False
+    if node["state"] in ("running", "draining"):
+        return True
+    if node["heartbeat_age_seconds"] > SILENT_SECONDS:
+        return False
+    has_heard = node["state"] in OUT_OF_WORK and node["heartbeat_age_seconds"] < ordered_seconds
+    return not has_heard or _has_visitors_runs(node)
+
+
+def _has_visitors_runs(node: Mapping[str, Any]) -> bool:
+    """Of its own pages, which its agent knows nothing of. Only where no new ones come: one that is kept up as the last
+    one would never be without; and one that is gone has none."""
+    return any(view["state"] == "DRAINING" and view["busy"] for view in node["seen_by"].values())
 
 
 def why(cluster: Cluster, workers: Sequence[str]) -> list[Table | str]:

@@ -14,12 +14,14 @@ import yaml
 
 from generator import processes, tree
 from generator.errors import ToolError, UserError
+from generator.journal import Journal, journal_from
 from generator.ops.cluster import PULL_SECONDS, Place, replace_services, restarts
 from generator.ops.nodes import Cluster
+from generator.ops.upgrade_orders import held_in
 from generator.planned import Plan, WorkerPlan
 from generator.progress import Progress
 from generator.render import Sources, render_host, render_mixed
-from generator.rollout import BOUNDS, Counts, Figures, Journal, journal_from
+from generator.rollout import BOUNDS, Counts, Figures
 
 JOURNAL = ".upgrade.json"
 ALIVE_SECONDS = 5.0
@@ -29,10 +31,9 @@ INSPECT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Site:
-    """The cluster that is upgraded, before and after. `text` is what cluster.yaml shall hold at the end."""
+    """The cluster that is upgraded, before and after."""
 
     file: Path
-    text: str
     old: Plan
     new: Plan
     out: Path
@@ -42,12 +43,16 @@ class Site:
 
     def trees(self, journal: Journal) -> Iterator[tuple[str, Mapping[str, bytes]]]:
         """The rendered folders as far as the journal says."""
-        for host, files in render_mixed(self.old, self.new, journal.upgraded, self.sources):
-            whole = host in journal.hosts
+        for host, files in render_mixed(self.old, self.new, journal.workers_ahead, self.sources):
+            whole = host in journal.hosts_ahead
             yield host, render_host(self.new.cluster, self.new.by_name[host], self.sources) if whole else files
 
     def write(self, journal: Journal) -> None:
         tree.write(self.out, self.trees(journal))
+
+    @property
+    def workers(self) -> list[str]:
+        return [worker.worker for host in self.new.hosts for worker in host.workers]
 
     def worker(self, name: str) -> tuple[Place, WorkerPlan]:
         for host in self.new.hosts:
@@ -85,10 +90,18 @@ def write_journal(out: Path, journal: Journal | None) -> None:
         write_text(out / JOURNAL, json.dumps(journal.as_dict()))
 
 
+def read_text(file: Path) -> str:
+    """To the letter: line ends are the file's own."""
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+
+
 def write_text(file: Path, text: str) -> None:
-    """Whole or not at all, with the mode that the file had."""
+    """Whole or not at all, to the letter, with the mode that the file had."""
     temporary = file.with_name(f"{file.name}.part")
-    with temporary.open("w", encoding="utf-8") as opened:
+    with temporary.open("w", encoding="utf-8", newline="") as opened:
         if file.exists():
             os.fchmod(opened.fileno(), file.stat().st_mode & 0o777)
         opened.write(text)
@@ -167,9 +180,10 @@ def _requests(numbers: Mapping[str, Any]) -> Counts:
 
 
 def sick_of(nodes: Sequence[Mapping[str, Any]], workers: Sequence[str]) -> tuple[str, ...]:
-    """Those that do not work, or get no visitors, each with why."""
+    """Those that do not work, or get no visitors, each with why. Of those that are to do neither nothing is said."""
+    held = held_in(nodes)
     found = {node["name"]: node for node in nodes if node["pool"] == "webui"}
-    return tuple(f"{name}: {why}" for name in workers if (why := _fault(found.get(name))))
+    return tuple(f"{name}: {why}" for name in workers if name not in held and (why := _fault(found.get(name))))
 
 
 def _fault(node: Mapping[str, Any] | None) -> str:

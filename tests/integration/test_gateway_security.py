@@ -133,6 +133,28 @@ def test_the_limit_follows_the_key_and_not_its_disguise(setup: Setup, disguise: 
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        "X-Api-Key: {key} {tabs}",
+        "X-Api-Key: {tabs} {key}",
+        "X-Api-Key: {key}{tabs}\r\nX-Api-Key: junk",
+        "Authorization: Bearer {key}{tabs}",
+        "Authorization: {tabs}{basic}",
+        "Authorization: {basic} {tabs}",
+    ],
+)
+def test_no_blank_around_a_key_makes_it_another(setup: Setup, header: str) -> None:
+    """The api's server drops blanks and tabs, so all of these are good."""
+    key, answers = f"{USER}{uuid.uuid4().hex}", []
+    for turn in range(40):
+        line = header.format(key=key, tabs="\t" * turn, basic=basic(f"user{turn}", key))
+        head = f"POST {SUBMIT} HTTP/1.1\r\nHost: x\r\n{line}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+        answers.append(first_words(setup, head.encode() + b"{}").split(b" ")[1])
+    assert set(answers) == {b"200", b"429"}, answers
+    assert answers.count(b"429") >= 10, answers
+
+
+@pytest.mark.parametrize(
     "head",
     [
         "POST /api/v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked",

@@ -50,7 +50,7 @@ class FakeClient:
 
 
 def node(name: str, state: str | None) -> dict[str, Any]:
-    view = {"state": "DOWN", "reason": "no answer in 0.2 s", "since_seconds": 12.4, "share": 0.0}
+    view = {"state": "DOWN", "reason": "no answer in 0.2 s", "since_seconds": 12.4, "share": 0.0, "busy": 0}
     order = {"order": "drain", "by": "ada", "reason": "dust"}
     return {"pool": "webui", "name": name, "state": state, "heartbeat_age_seconds": 0.4, "order": order,
             "seen_by": {"gpu-01": view, "gpu-02": {**view, "state": "UP"}}}  # fmt: skip
@@ -96,6 +96,46 @@ def test_waiting_for_the_end_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes.wait_until_idle(patched(monkeypatch, FakeClient(states=["running", "running", "drained"])), [A], 5, QUIET)
     with pytest.raises(Unhealthy, match="gpu-01/0: still at work after 0 s"):
         nodes.wait_until_idle(patched(monkeypatch, FakeClient(states=["running"])), [A], 0.01, QUIET)
+
+
+def test_an_idle_one_has_not_heard_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next job may be on its way."""
+    states = ["idle", "idle", "running", "drained"]
+    cluster = patched(monkeypatch, FakeClient(states=states))
+    nodes.wait_until_idle(cluster, [A], 5, QUIET)
+    assert states == ["drained"]
+    with pytest.raises(Unhealthy, match="gpu-01/0: still at work"):
+        nodes.wait_until_idle(patched(monkeypatch, FakeClient(states=["idle"])), [A], 0.01, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "ordered_seconds", "at_work"),
+    [
+        (None, None, 10, False),
+        ("stopped", 0.1, 0.2, False),
+        ("running", 0.1, 10, True),
+        ("running", 99, 10, True),
+        ("draining", 0.1, 10, True),
+        ("idle", 0.1, 10, True),
+        ("unready", 0.1, 10, True),
+        ("idle", 5.1, 10, False),
+        ("unready", 5.1, 10, False),
+        ("drained", 0.1, 10, False),
+        ("quarantined", 0.1, 10, False),
+        ("drained", 0.4, 0.3, True),
+    ],
+)
+def test_who_may_still_be_at_work(state: str | None, age: float | None, ordered_seconds: float, at_work: bool) -> None:
+    assert nodes.is_at_work({**node(A, state), "heartbeat_age_seconds": age}, ordered_seconds) is at_work
+    assert not nodes.is_at_work(None, ordered_seconds)
+
+
+@pytest.mark.parametrize(("seen_as", "at_work"), [("DRAINING", True), ("UP", False), ("DOWN", False)])
+def test_the_runs_of_its_visitors_are_work_too(seen_as: str, at_work: bool) -> None:
+    views = {"gpu-01": {"state": "DOWN", "busy": 0}, "gpu-02": {"state": seen_as, "busy": 1}}
+    assert nodes.is_at_work({**node(A, "drained"), "seen_by": views}, 10) is at_work
+    views["gpu-02"]["busy"] = 0
+    assert not nodes.is_at_work({**node(A, "drained"), "seen_by": views}, 10)
 
 
 def test_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from generator.errors import UserError
+from generator.journal import Journal, journal_from
 from generator.plan import plan
 from generator.render import RenderError, render, render_mixed
 from generator.rollout import (
@@ -15,9 +16,7 @@ from generator.rollout import (
     Counts,
     Figures,
     Gate,
-    Journal,
     Release,
-    journal_from,
     judge,
     release_of,
     stages,
@@ -134,9 +133,17 @@ def test_what_differs_in_more_than_images_is_no_upgrade() -> None:
 
 def test_the_journal_says_how_far_it_came() -> None:
     journal = Journal(OLD, NEW).with_worker("a/0").with_worker("a/0").with_passed(stages(["a/0", "b/0"])[0])
-    back = journal.going_back("slow").going_back("also ugly").with_worker("b/0").without_worker("a/0")
-    assert (back.upgraded, back.passed, back.failure) == (("b/0",), ("canary",), "slow")
+    journal = journal.with_host("a").with_host("b").with_worker("b/0")
+    back = journal.going_back("slow").going_back("also ugly").with_restored("b").with_restored("a/0")
+    assert (back.upgraded, back.hosts, back.passed) == (("a/0", "b/0"), ("a", "b"), ("canary",)), "nothing is forgotten"
+    assert (back.workers_ahead, back.hosts_ahead, back.failure) == (("b/0",), ("a",), "slow")
     assert journal_from(json.loads(json.dumps(back.as_dict()))) == back
+
+
+def test_a_journal_of_an_older_version_is_read() -> None:
+    document = Journal(OLD, NEW).with_worker("a/0").as_dict()
+    del document["restored"], document["old_text"], document["sequence"], document["orders"]
+    assert journal_from(document) == Journal(OLD, NEW).with_worker("a/0")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from generator import tree
+from generator.cli import app
 from generator.errors import UserError
+from generator.load import load
+from generator.plan import plan
+from generator.render import render
+from generator.sources import ROOT, read_sources
 from generator.tree import Kind
 
 ONE = {"a": {"compose.yaml": b"1", "config/nginx/nginx.conf": b"x"}}
@@ -146,3 +152,55 @@ def test_obstacles_are_told(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         with pytest.raises(UserError, match=r"/proc/.*"):
             write(Path("/proc/rendered"), ONE)
+
+
+def test_only_one_command_works_on_a_cluster_and_the_others_are_told_who(tmp_path: Path) -> None:
+    with tree.alone(tmp_path, "upgrade"):
+        told = rf"`upgrade` \(process {os.getpid()}\) is at work on this cluster; wait for it to end"
+        with pytest.raises(UserError, match=told), tree.alone(tmp_path, "up"):
+            pytest.fail("both are at work")
+        write(tmp_path, ONE)  # which is what an upgrade does meanwhile
+    with tree.alone(tmp_path, "up"):
+        pass
+
+
+def test_who_was_killed_keeps_nobody_out(tmp_path: Path) -> None:
+    script = f"""
+import sys, time
+from pathlib import Path
+from generator import tree
+with tree.alone(Path({str(tmp_path)!r}), "upgrade"):
+    print("there", flush=True)
+    time.sleep(60)
+"""
+    words = [sys.executable, "-c", script]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match=rf"process {other.pid}\)"), tree.alone(tmp_path, "up"):
+            pytest.fail("both are at work")
+        other.kill()
+    with tree.alone(tmp_path, "up"):
+        pass
+
+
+def test_alone_over_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has not been rendered"), tree.alone(tmp_path / "out", "up"):
+        pytest.fail("there is nothing")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["up"], ["upgrade", "--image", "9.9"]])
+def test_commands_that_change_what_runs_work_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """Even two that would do the same: each would go on from what the other has not yet done."""
+    file, out = ROOT / "config/cluster.demo.yaml", tmp_path / "out"
+    named = [] if words == ["up"] else ["--file"]
+    tree.write(out, render(plan(load(file).cluster), read_sources()))
+    monkeypatch.setattr("generator.ops.cluster.up", lambda *_, **__: pytest.fail("both are at work"))
+    monkeypatch.setattr("generator.cli_upgrade._prepare", lambda *_: pytest.fail("both are at work"))
+    with tree.alone(out, words[0]):
+        result = CliRunner().invoke(app, [*words, "--out", str(out), *named, str(file)])
+    assert isinstance(result.exception, UserError), result.output
+    assert "is at work on this cluster" in str(result.exception)

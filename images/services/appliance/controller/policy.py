@@ -67,7 +67,8 @@ class Rules:
 class Observation:
     """One probe's outcome; `failure` is None where the peer is fine. A refused connection is certain, not a doubt.
 
-    What it told besides, where it answered at all (`answered`): `said` is its status, `busy` how much it has to do.
+    What it told besides, where it answered at all (`answered`): `said` is its status, `busy` how much it has to do,
+    None where it told nothing of that.
     """
 
     at: float
@@ -77,7 +78,7 @@ class Observation:
     answered: bool = False
     said: str = ""
     fingerprint: str = ""
-    busy: int = 0
+    busy: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Node:
     fingerprint: str = ""
     """The last one it told: what it is when it comes back is most likely what it was."""
     busy: int = 0
+    """What it told last: one that says nothing may well be at work."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ Peers = Mapping[str, tuple[Peer, ...]]
 
 def observe(node: Node, seen: Observation, rules: Rules) -> Node:
     """The node after one more probe."""
-    node = _heard(replace(node, busy=seen.busy, fingerprint=seen.fingerprint or node.fingerprint), seen, rules)
+    told = replace(node, busy=_busy(node, seen), fingerprint=seen.fingerprint or node.fingerprint)
+    node = _heard(told, seen, rules)
     if seen.failure is None:
         return _succeed(node, seen, rules)
     failed = replace(node, failures=node.failures + 1, successes=0)
@@ -140,6 +143,13 @@ def observe(node: Node, seen: Observation, rules: Rules) -> Node:
         return failed
     fallen = _turn(failed, verdict, seen)
     return _fall(fallen, seen.at, rules) if node.verdict is Verdict.UP else fallen
+
+
+def _busy(node: Node, seen: Observation) -> int:
+    """Nobody listens any more where the connection is refused: then nothing runs there, either."""
+    if seen.refused:
+        return 0
+    return node.busy if seen.busy is None else seen.busy
 
 
 def _heard(node: Node, seen: Observation, rules: Rules) -> Node:

@@ -42,6 +42,23 @@ def test_verdicts(outcomes: str, verdict: Verdict) -> None:
     assert run(Node(TARGET), outcomes).verdict is verdict
 
 
+@pytest.mark.parametrize(
+    ("seen", "busy"),
+    [
+        (Observation(1.0, "10.0.0.1", answered=True, busy=0), 0),
+        (Observation(1.0, "10.0.0.1", answered=True, busy=1), 1),
+        (Observation(1.0, "10.0.0.1", "no answer in 0.5 s"), 3),
+        (Observation(1.0, None, "name webui-0 does not resolve"), 3),
+        (Observation(1.0, "10.0.0.1", "/internal/ping answered no status", answered=True), 3),
+        (Observation(1.0, "10.0.0.1", "connection refused", refused=True), 0),
+    ],
+)
+def test_silence_is_no_word_of_having_nothing_to_do(seen: Observation, busy: int) -> None:
+    node = observe(Node(TARGET), Observation(0.5, "10.0.0.1", answered=True, busy=3), RULES)
+    assert observe(node, seen, RULES).busy == busy
+    assert observe(observe(node, seen, RULES), replace(seen, at=1.25), RULES).busy == busy
+
+
 def test_a_flapping_node_is_held_down_twice_as_long_each_time() -> None:
     node, at, holds = run(Node(TARGET), ".."), 1.0, []
     for _ in range(10):
