@@ -184,7 +184,7 @@ def _bill(made: build.Dashboard) -> None:
     made.with_panel(
         listing(
             "The bill, by service",
-            "Of the month that yesterday is in; final: whether AWS has closed those days. Nothing where none came for a day.",
+            "Of the month that yesterday is in; final: AWS has closed those days. Nothing where none came for a day.",
             "currencyUSD",
             Query("max by (service, final) (animatediff_aws_cost_usd)", "{{service}} {{final}}"),
             width=16,
