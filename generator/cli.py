@@ -90,12 +90,12 @@ def check(file: File = DEFAULT_FILE) -> None:
 def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     """Write one self-contained folder per host: compose.yaml and the configuration it mounts."""
     the_plan = _plan(file)
-    refuse_to_lose_the_queue(the_plan, out)
+    left_behind = refuse_to_lose_the_queue(the_plan, out)
     progress = Progress()
     with progress.task("render") as task:
         changes = tree.write(out, render_plan(the_plan, read_sources()))
         task.finish(f"{len(the_plan.hosts)} hosts in {out}, {len(changes)} files changed")
-    for notice in the_plan.notices:
+    for notice in (*the_plan.notices, *([left_behind] if left_behind else [])):
         progress.warn(notice)
     for change in changes:
         _say(f"{change.kind.value:>8} {out / change.path}")
@@ -155,7 +155,7 @@ def up(
             for name in _make_secrets(the_plan, file):
                 progress.say(f"{name} made anew")
             _store(file).lay_out(the_plan, out)
-        shared_secrets.change_together(targets, cluster.places(the_plan, out, ssh=ssh), progress)
+        shared_secrets.refuse_one_by_one(targets)
         cluster.up(targets, progress, recreate=recreate)
         boot.settle(targets, progress)
 

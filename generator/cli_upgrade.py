@@ -17,7 +17,7 @@ from generator.console import say
 from generator.errors import Unhealthy, UserError
 from generator.journal import Journal, Order
 from generator.load import load, load_text
-from generator.ops import cluster, nodes
+from generator.ops import cluster, nodes, shared_secrets
 from generator.ops.client import Client
 from generator.ops.upgrade import Outcome, Upgrade
 from generator.ops.upgrade_hosts import Site, read_journal, read_text
@@ -69,6 +69,7 @@ def upgrade(
     gate = replace(Gate(), dwell_seconds=dwell, longest_seconds=max(dwell, longest), minimum=minimum)
     with tree.alone(out, "upgrade"):  # from before the journal is read
         site, journal = _prepare(file, out, ssh, changes)
+        shared_secrets.refuse_one_by_one(list(site.places.values()))
         outcome = Upgrade(site, journal.going_back("asked for") if back else journal, gate, progress).run()
     _tell(outcome, as_json)
 

@@ -10,22 +10,24 @@ from generator.planned import Plan
 REDIS, SENTINEL = "config/redis/redis.conf", "config/redis/sentinel.conf"
 
 
-def refuse_to_lose_the_queue(plan: Plan, out: Path) -> None:
-    """Raises UserError where a queue of one host grows, and another host would be the first master: an empty one.
+def refuse_to_lose_the_queue(plan: Plan, out: Path) -> str | None:
+    """What to tell of a queue that stays behind; raises UserError where a queue of one host grows, and another host
+    would be the first master: an empty one.
 
     Once there are Sentinels they know the master, whatever is listed first."""
     before = [folder.parents[2].name for folder in out.glob(f"*/{REDIS}")]
     if len(before) != 1 or (out / before[0] / SENTINEL).exists():
-        return
+        return None
     (holder,) = before
     now = [host.name for host in plan.hosts if host.queue]
     if holder not in now:
-        raise UserError(
-            f"the queue is on {holder} alone, which has no queue any more, and what waits in it would stay there: "
-            f"`python -m generator backup`, remove {out / holder}, render, and `restore` before the first `up`"
+        return (
+            f"the queue was on {holder} alone, and what waits in it stays there. To take it along: `backup` with the "
+            "former cluster.yaml, then `restore` with this one"
         )
     if now[0] != holder:
         raise UserError(
             f"the queue is on {holder} alone, and one of more hosts begins on the first that has the role queue, which "
             f"would be {now[0]}: list {holder} before {', '.join(now[: now.index(holder)])} in cluster.yaml"
         )
+    return None

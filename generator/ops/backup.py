@@ -25,7 +25,7 @@ from typing import IO
 
 from generator import __version__, processes
 from generator.errors import ToolError, Unhealthy, UserError
-from generator.ops.cluster import Place
+from generator.ops.cluster import Place, bring
 from generator.ops.replication import CLI, inside
 from generator.progress import Progress, Task
 
@@ -51,7 +51,7 @@ cli appliance --scan --pattern '{{q}}:counts:*' | while read -r key; do cli appl
 """
 # In two steps: what can fail (a full disk, a cut connection) is over on every host before any of them changes.
 _PREPARE = """\
-set -eu; umask 077; cd /data; rm -rf appendonlydir.new; mkdir appendonlydir.new
+set -eu; umask 077; cd /data; rm -rf appendonlydir.new .swapped; mkdir appendonlydir.new
 trap '[ $? = 0 ] || rm -rf /data/appendonlydir.new' EXIT
 base=appendonlydir.new/appendonly.aof.1.base.rdb
 cat > $base
@@ -63,14 +63,16 @@ sync appendonlydir.new/*
 _FORGET = "rm -rf /data/appendonlydir.new"
 # The old directory stays, under another name, until the next restore.
 _SWAP = """\
-set -eu; cd /data; [ -d appendonlydir.new ]; rm -rf appendonlydir.before-restore
+set -eu; cd /data; [ -d appendonlydir.new ]; rm -rf appendonlydir.before-restore; touch .swapped
 undo() { [ -e appendonlydir ] || [ ! -e $1 ] || mv $1 appendonlydir; }; trap 'undo appendonlydir.before-restore' EXIT
 [ ! -e appendonlydir ] || mv appendonlydir appendonlydir.before-restore
 mv appendonlydir.new appendonlydir; sync /data
 """
 _SWAP_BACK = """\
-set -eu; cd /data; rm -rf appendonlydir
-[ ! -e appendonlydir.before-restore ] || mv appendonlydir.before-restore appendonlydir; sync /data
+set -eu; cd /data; [ -e .swapped ] || exit 0  # it has not come to that, or is undone
+[ -e appendonlydir.new ] || rm -rf appendonlydir
+[ -e appendonlydir ] || [ ! -e appendonlydir.before-restore ] || mv appendonlydir.before-restore appendonlydir
+rm .swapped; sync /data
 """
 
 
@@ -120,6 +122,8 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
     """Put a backup in place of the queue on every queue host, start it there and return the counts that it has."""
     manifest = read_manifest(source)
     queues = [place for place in places if place.host.queue]
+    for place in queues:
+        bring(place)
     running = [place for place in queues if _runs(place)]
     if running and not force:
         names = ", ".join(place.host.name for place in running)
@@ -133,6 +137,9 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
             with progress.task(f"stop {place.host.name}"):
                 processes.run(place.compose("stop", *reversed(services[place.host.name])), timeout=120)
         _swap(queues, progress)
+    except BaseException:
+        _forget(queues)
+        raise
     finally:
         # Whatever happened, the queue comes back: with the backup, or where it failed with what it had.
         for place in queues:
@@ -151,10 +158,14 @@ def _prepare(queues: Sequence[Place], source: Path, manifest: Manifest, progress
                 task.update(f"{manifest.size} bytes")
                 processes.run(_at_rest(place, _PREPARE, manifest.sha256), timeout=COPY_SECONDS, stdin=data)
     except BaseException:
-        for place in queues:
-            with suppress(ToolError):
-                processes.run(_at_rest(place, _FORGET), timeout=ASK_SECONDS)
+        _forget(queues)
         raise
+
+
+def _forget(queues: Sequence[Place]) -> None:
+    for place in queues:
+        with suppress(ToolError):
+            processes.run(_at_rest(place, _FORGET), timeout=ASK_SECONDS)
 
 
 def _swap(queues: Sequence[Place], progress: Progress) -> None:
@@ -162,13 +173,16 @@ def _swap(queues: Sequence[Place], progress: Progress) -> None:
     swapped: list[Place] = []
     try:
         for place in queues:
+            swapped.append(place)  # it may be done there though it was never told
             with progress.task(f"restore {place.host.name}"):
                 processes.run(_at_rest(place, _SWAP), timeout=SWAP_SECONDS)
-            swapped.append(place)
     except BaseException:
         for place in swapped:
-            with progress.task(f"put back {place.host.name}"):
-                processes.run(_at_rest(place, _SWAP_BACK), timeout=SWAP_SECONDS)
+            try:
+                with progress.task(f"put back {place.host.name}"):
+                    processes.run(_at_rest(place, _SWAP_BACK), timeout=SWAP_SECONDS)
+            except ToolError as error:
+                progress.warn(f"{place.host.name} may have the backup and not what was there: {error}")
         raise
 
 

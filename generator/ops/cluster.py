@@ -29,7 +29,7 @@ ONE_SHOT = "appliance.one-shot"
 VENDOR_PROFILE = "vendor"
 """Of all services whose images are not ours, and of what is there for them alone; each has another one of its own, as
 `HostPlan.vendor_images` has them."""
-QUEUE = "redis"
+QUEUE, SENTINEL = "redis", "sentinel"
 """Made anew alone, before the others: some versions of compose make all anew that depend on it, and leave it stopped
 while these end their jobs."""
 COPY_SECONDS = 120.0
@@ -143,6 +143,7 @@ def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) 
     bare = [str(place.folder) for place in targets if not (place.folder / "secrets").is_dir()]
     if bare:
         raise UserError(f"no secrets in {', '.join(bare)}; run `python -m generator secrets` first")
+    start_resting_queues(targets, progress)
     for place in targets:
         with progress.task(f"up {place.host.name}") as task:
             task.update("copying")
@@ -153,6 +154,26 @@ def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) 
             _compose(place, ["up", *options], task.update, PULL_SECONDS + WAIT_SECONDS, vendors)
             replication.wait_in_step(place, task.update)
             task.finish("healthy")
+
+
+def start_resting_queues(targets: Sequence[Place], progress: Progress) -> None:
+    """The Redis and Sentinels of hosts on which they do not run, before anything waits for one of them: the last master
+    may be on the last host. A host that cannot be reached is told of when its turn comes."""
+    resting = [place for place in targets if replication.is_replicated(place) and not _queue_runs(place)]
+    if len(resting) < 2:
+        return
+    with progress.task("start the queue") as task:
+        for service in (QUEUE, SENTINEL):
+            for place in list(resting):
+                task.update(f"{service} on {place.host.name}")
+                try:
+                    if service == QUEUE:
+                        bring(place)
+                    processes.run(place.compose("up", "--detach", "--no-deps", service), timeout=PULL_SECONDS)
+                except ToolError as error:
+                    progress.warn(f"{service} on {place.host.name} does not start: {error}")
+                    resting.remove(place)
+        task.finish("started")
 
 
 def bring(place: Place) -> None:
@@ -200,9 +221,13 @@ def restarts(place: Place, services: Sequence[str]) -> int:
 
 
 def _queue_runs(place: Place) -> bool:
+    """Of a host that cannot be reached: no."""
     if not place.host.queue:
         return False
-    return bool(processes.run(place.compose("ps", "--quiet", QUEUE), timeout=PS_SECONDS).strip())
+    try:
+        return bool(processes.run(place.compose("ps", "--quiet", QUEUE), timeout=PS_SECONDS).strip())
+    except ToolError:
+        return False
 
 
 def _fetch_vendor_images(place: Place, progress: Progress, on_line: Callable[[str], None]) -> list[str]:

@@ -59,7 +59,7 @@ def wait_in_step(place: Place, on_line: Callable[[str], None]) -> None:
         time.sleep(0.5)
     raise Unhealthy(
         f"the Redis of {place.host.name} is not in step after {IN_STEP_SECONDS:g} s: {said}. No other host "
-        "was touched; `python -m generator logs redis --host NAME` of both says more"
+        "was touched. If that one does not run: `up --host` it; else `logs redis --host` of both says more"
     )
 
 

@@ -108,6 +108,10 @@ class QueueHosts:
     def kill(self, host: str) -> None:
         processes.run(self.place(host).compose("kill", *SERVICES), timeout=60)
 
+    def down(self, host: str) -> None:
+        """Stopped and removed; what they have saved stays."""
+        processes.run(self.place(host).compose("rm", "--stop", "--force", *SERVICES), timeout=60)
+
     def ask(self, host: str, *command: str, port: int = 6379) -> Any:
         planned = self.plan.by_name[host]
         password = (self.folder / host / "secrets/redis_password").read_text()

@@ -211,6 +211,22 @@ async def test_a_restore_that_fails_on_one_host_changes_none(
         assert "appendonlydir.new" not in filled.shell("ls /data")
 
 
+async def test_a_swap_that_was_done_but_never_told_of_is_undone(
+    filled: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await filled.jobs()
+    output, _ = filled.backup()
+    queue = filled.queue()
+    await add(queue)
+    await queue.close()
+    after = await filled.jobs()
+    monkeypatch.setattr(ops, "_SWAP", ops._SWAP + "trap - EXIT; exit 255\n")
+    with pytest.raises(ToolError):
+        ops.restore(filled.places, output, QUIET, force=True)
+    assert await filled.jobs() == after != before
+    assert "appendonlydir.new" not in filled.shell("ls /data")
+
+
 async def test_a_swap_that_breaks_off_leaves_the_queue_as_it_was(
     filled: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

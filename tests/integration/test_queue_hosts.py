@@ -10,8 +10,9 @@ import pytest
 from generator.docker import Engine
 from generator.errors import Unhealthy, UserError
 from generator.ops import replication
+from generator.ops.cluster import start_resting_queues
 from generator.ops.replication import wait_in_step
-from generator.ops.shared_secrets import change_together
+from generator.ops.shared_secrets import refuse_one_by_one
 from generator.progress import Mode, Progress
 from tests.integration.queue_hosts import QueueHosts, eventually
 from tests.unit.generator.clusters import three_hosts
@@ -44,47 +45,67 @@ def start(hosts: QueueHosts, *names: str) -> None:
         eventually(lambda name=name: len(hosts.ask(name, "SENTINEL", "REPLICAS", "queue", port=26379)) == 2, 20)  # type: ignore[misc]
 
 
-def test_a_new_password_between_the_redis_loses_nothing(hosts: QueueHosts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_password_between_the_redis_is_for_all_at_once(
+    hosts: QueueHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts.render(ALL)
+    start_resting_queues(hosts.places, QUIET)
     start(hosts, *ALL)
-    change_together(hosts.places, hosts.places, QUIET)
-    before = {name: hosts.info(name)["role"] for name in ALL}
+    refuse_one_by_one(hosts.places)
     hosts.store.rotate("redis_replica_password")
     hosts.lay_out()
-    with pytest.raises(UserError, match="gpu-01, gpu-03"):
-        change_together([hosts.place("gpu-02")], hosts.places, QUIET)
-    assert {name: hosts.info(name)["role"] for name in ALL} == before, "nothing was stopped"
+    with pytest.raises(UserError, match="gpu-01, gpu-02, gpu-03"):
+        refuse_one_by_one(hosts.places)
 
-    # One after the other: the first is not in step, and that is where it has to end.
+    # Whoever does it all the same: the first is not in step, and that is where it ends.
     monkeypatch.setattr(replication, "IN_STEP_SECONDS", 5.0)
     with hosts.written() as acknowledged:
         eventually(lambda: len(acknowledged) > 20, 20)
         hosts.up("gpu-02", anew=True)
         with pytest.raises(Unhealthy, match="gpu-02 is not in step"):
             wait_in_step(hosts.place("gpu-02"), lambda _: None)
-        monkeypatch.undo()
-        change_together(hosts.places, hosts.places, QUIET)
-        after = len(acknowledged)
-        eventually(lambda: len(acknowledged) > after + 20, 30, lambda: {name: hosts.info(name) for name in ALL})
-    print(f"\n{len(acknowledged)} writes acknowledged")
+    monkeypatch.undo()
+    for name in ALL:
+        hosts.down(name)
+    start_resting_queues(hosts.places, QUIET)
+    start(hosts, *ALL)
+    refuse_one_by_one(hosts.places)
     assert hosts.lost(acknowledged) == []
-    up_since = {name: hosts.ask(name, "INFO", "server")["run_id"] for name in ALL}
-    change_together(hosts.places, hosts.places, QUIET)
-    assert {name: hosts.ask(name, "INFO", "server")["run_id"] for name in ALL} == up_since, "all is as it should be"
+
+
+def test_a_cluster_that_was_stopped_comes_back_whoever_was_its_master(hosts: QueueHosts) -> None:
+    """The first host follows one that is not up yet."""
+    hosts.render(ALL)
+    start_resting_queues(hosts.places, QUIET)
+    start(hosts, *ALL)
+    hosts.kill("gpu-01")
+    eventually(lambda: hosts.master_seen_from("gpu-03") != "gpu-01", 20)
+    master = hosts.master_seen_from("gpu-03")
+    hosts.up("gpu-01")
+    eventually(lambda: hosts.info("gpu-01").get("master_link_status") == "up", 20)
+    with hosts.written() as acknowledged:
+        eventually(lambda: len(acknowledged) > 20, 20)
+    for name in ALL:
+        hosts.down(name)
+    start_resting_queues(hosts.places, QUIET)
+    for name in ALL:
+        wait_in_step(hosts.place(name), lambda _: None)
+    eventually(lambda: {hosts.master_seen_from(name) for name in ALL} == {master}, 20)
+    eventually(lambda: hosts.lost(acknowledged) == [], 20)
 
 
 def test_a_queue_that_grows_is_never_the_replica_of_an_empty_one(hosts: QueueHosts) -> None:
     """It was on the second host alone, and the first in the file is where a new cluster's master begins."""
     hosts.render(["gpu-02"])
     hosts.up("gpu-02")
-    eventually(lambda: hosts.ask("gpu-02", "SET", "{q}:k", "a job"), 20)
+    eventually(lambda: hosts.ask("gpu-02", "SET", "{q}:k", "a job " * 100), 20)
     hosts.render(ALL)
     for name in ALL:
         hosts.up(name)
     eventually(lambda: "put this host first" in hosts.logs("gpu-02"), 20, lambda: hosts.logs("gpu-02")[-300:])
     hosts.render(["gpu-02"])
     hosts.up("gpu-02")
-    eventually(lambda: hosts.ask("gpu-02", "GET", "{q}:k") == "a job", 20)
+    eventually(lambda: hosts.ask("gpu-02", "GET", "{q}:k") == "a job " * 100, 20)
 
 
 def test_a_new_host_in_front_watches_the_master_that_there_is(hosts: QueueHosts) -> None:

@@ -250,12 +250,43 @@ def test_no_host_follows_one_whose_redis_is_not_in_step(
     assert sum(" up " in f" {command} " for command in commands) == 1
 
 
-def test_what_the_hosts_share_is_changed_before_any_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_changes_one_by_one_that_the_hosts_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(cli.shared_secrets, "change_together", lambda *_: calls.append("together"))
+    monkeypatch.setattr(cli.shared_secrets, "refuse_one_by_one", lambda *_: calls.append("refuse"))
     monkeypatch.setattr(cli.cluster, "up", lambda *_, **__: calls.append("up"))
     monkeypatch.setattr(cli.boot, "settle", lambda *_: None)
     file, out = ROOT / "config/cluster.demo.yaml", tmp_path / "out"
     cli.render(file, out)
     cli.up(file, out, None, "ssh", recreate=False)
-    assert calls == ["together", "up"]
+    assert calls == ["refuse", "up"]
+
+
+def test_all_redis_that_rest_are_started_before_any_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second host cannot be reached; the third is started all the same."""
+    the_plan, commands = plan(three_hosts()), []
+    found = cluster.places(the_plan, rendered(tmp_path, *the_plan.by_name), ssh="ssh")
+    for place in found:
+        (place.folder / "secrets").mkdir()
+
+    def run(argv: list[str], **_: object) -> str:
+        if the_plan.by_name["gpu-02"].address in argv:
+            raise ToolError(argv, 255, "no route to host")
+        if " up " in argv[-1]:
+            commands.append(f"{argv[1]} {argv[-1].split()[-1]}")
+        return in_step(argv)
+
+    def stream(argv: list[str], **_: object) -> list[str]:
+        commands.append("waits")
+        return []
+
+    monkeypatch.setattr(cluster.processes, "run", run)
+    monkeypatch.setattr(cluster.processes, "stream", stream)
+    monkeypatch.setattr(cluster, "bring", lambda place: None)
+    cluster.up(found[:1] + found[2:], Progress(Mode.QUIET))
+    first, third = (the_plan.by_name[name].address for name in ("gpu-01", "gpu-03"))
+    assert commands[:4] == [f"{host} {service}" for service in ("redis", "sentinel") for host in (first, third)]
+    commands.clear()
+    cluster.start_resting_queues(found, Progress(Mode.QUIET))
+    assert commands == [f"{host} {service}" for service in ("redis", "sentinel") for host in (first, third)]

@@ -146,14 +146,12 @@ def files_in(folder: Path) -> dict[str, bytes]:
 def test_what_is_deleted_here_does_not_stay_in_force_there(remote: tuple[cluster.Place, Path]) -> None:
     place, mounted = remote
     there, tls = Path(place.remote_folder), mounted.parent / "tls"
-    for name in ("compose.override.yaml", ".hidden", "secrets/old.key", "secrets/tls/old key", "config/gone/a\nb.conf"):
+    for name in ("compose.override.yaml", "secrets/old.key", "secrets/tls/old key", "config/gone/a\nb.conf"):
         (there / name).parent.mkdir(parents=True, exist_ok=True)
         (there / name).write_text("old")
     (place.folder / "own [1]").mkdir()
     for name in ("-x", "it's\nours", "own [1]/kept"):
         (place.folder / name).write_text("new")
-    (there / "own [1]").mkdir()
-    (there / "own [1]" / "gone").touch()
     inodes = mounted.stat().st_ino, tls.stat().st_ino, (there / "config").stat().st_ino
     cluster.bring(place)
     assert files_in(there) == files_in(place.folder)
@@ -165,11 +163,14 @@ def test_what_is_deleted_here_does_not_stay_in_force_there(remote: tuple[cluster
 
 def test_what_an_override_has_a_container_write_there_stays(remote: tuple[cluster.Place, Path]) -> None:
     place, _ = remote
-    data = Path(place.remote_folder) / "outputs" / "config" / "video.mp4"
-    data.parent.mkdir(parents=True)
-    data.touch()
+    """Also in a folder that somebody made here, for its owner to be right there."""
+    (place.folder / "outputs").mkdir()
+    kept = [Path(place.remote_folder) / name for name in ("outputs/config/video.mp4", "mydb/base.1", "notes.txt")]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     cluster.bring(place)
-    assert data.exists()
+    assert all(path.exists() for path in kept)
 
 
 @pytest.mark.parametrize("broken", ["tar", "base64"])
