@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
 import yaml
 
+from generator import cli_upgrade
 from generator.errors import Unhealthy, UserError
 from generator.journal import Journal
 from generator.ops import nodes, upgrade, upgrade_hosts
@@ -457,3 +459,16 @@ def test_the_plan_tells_who_stays_out_of_work(world: World) -> None:
     text = plan_text(world.site, Journal(OLD, NEW), {WORKERS[0]: ordered("quarantine")})
     assert "canary: gpu-01/1, 10% of the new sessions; then watched" in text
     assert "gpu-01/0: stays out of work, quarantine ordered by ada: dust" in text
+
+
+def test_nothing_begins_while_secrets_are_to_be_changed_on_all_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise UserError("`down`, then `up`")
+
+    monkeypatch.setattr(cli_upgrade, "_prepare", lambda *_: (SimpleNamespace(places={}), EVERYWHERE))
+    monkeypatch.setattr(cli_upgrade.shared_secrets, "refuse_one_by_one", refuse)
+    monkeypatch.setattr(cli_upgrade, "Upgrade", None)
+    with pytest.raises(UserError, match="down"):
+        cli_upgrade.upgrade("9.9", dwell=1, longest=1, minimum=1, file=tmp_path / "cluster.yaml", out=tmp_path)
