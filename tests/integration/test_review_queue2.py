@@ -141,6 +141,58 @@ async def test_a_replay_after_such_a_time_has_as_much_as_at_first(queue: Queue, 
     assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
 
 
+async def test_the_same_nonce_is_told_the_same_deadline_after_such_a_time(queue: Queue, redis: Redis) -> None:
+    await add(queue, deadline_seconds=60.0)
+    assert isinstance(await queue.claim("a/0", "n"), Claim)
+    await redis.hincrby(keys.EPOCH, "seen", -HOUR_MS)
+    again = await queue.claim("a/0", "n")
+    assert isinstance(again, Claim)
+    assert again.deadline_seconds == pytest.approx(HOUR_MS / 1000 + 60, abs=5), "that hour was not the job's"
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_a_clock_that_went_back_before_the_first_word_takes_nothing_from_a_deadline(
+    queue: Queue, redis: Redis, replayed: bool
+) -> None:
+    """The submission (or the replay) is the first that anybody says to the new master."""
+    job_id = await add(queue, deadline_seconds=60.0) if replayed else ""
+    if replayed:
+        await queue.fail(await take(queue), FailKind.PERMANENT, "UNKNOWN", "no")
+    await redis.hset(keys.EPOCH, "seen", await now_ms(redis) + 120_000)
+    if replayed:
+        assert (await queue.requeue_dead(job_id)).status == "settled"
+    else:
+        await add(queue, deadline_seconds=60.0)
+    await queue.tick()
+    assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
+
+
+async def test_a_replay_of_a_record_of_an_older_version_has_as_much_as_at_first(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue, deadline_seconds=60.0)
+    await queue.fail(await take(queue), FailKind.PERMANENT, "UNKNOWN", "no")
+    await redis.hdel(keys.job(job_id), "allowed")
+    assert (await queue.requeue_dead(job_id)).status == "settled"
+    assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
+
+
+async def test_such_a_time_costs_a_bounded_number_of_commands(queue: Queue, redis: Redis) -> None:
+    """One script that goes through all jobs would itself be a standstill."""
+    await queue.tick()
+    deadline = await now_ms(redis) + HOUR_MS // 2
+    pipeline = redis.pipeline(transaction=False)
+    for number in range(20_000):
+        pipeline.hset(keys.job(f"j{number}"), mapping={"state": "queued", "created": 1, "deadline": deadline})
+    pipeline.zadd(keys.DEADLINE, {f"j{number}": deadline for number in range(20_000)})
+    await pipeline.execute()
+    await redis.hset(keys.EPOCH, "seen", await now_ms(redis) - HOUR_MS)
+    await redis.config_resetstat()
+    await queue.tick()
+    calls = await redis.info("commandstats")
+    assert sum(stats["calls"] for stats in calls.values()) <= 100
+    shift = await redis.hget(keys.EPOCH, "shift")
+    assert int(shift or 0) == pytest.approx(HOUR_MS, abs=10_000), "it was noticed"
+
+
 @pytest.mark.parametrize("ticked", [True, False])
 async def test_a_job_that_may_be_made_is_looked_at_however_late(queue: Queue, redis: Redis, ticked: bool) -> None:
     """Its worker was lost between COMMIT and its telling: an agent has to look, the deadline is no reason not to."""

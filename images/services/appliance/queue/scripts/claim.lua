@@ -5,7 +5,8 @@
 -- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON, ooms, user}
 --          {"none", wake cursor, ms to the next due item or "-1", outcomes JSON}
 local function hand_over(id, fence, attempts, deadline, ooms, user)
-  return {'job', id, fence, attempts, deadline or '', now, redis.call('GET', K.p .. id) or '', list(outcomes),
+  deadline = deadline and int(tonumber(deadline) + deadline_shift()) or ''
+  return {'job', id, fence, attempts, deadline, now, redis.call('GET', K.p .. id) or '', list(outcomes),
     ooms or '0', user}
 end
 
@@ -108,7 +109,7 @@ local function take_best(lines)
     job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed', 'shun',
       'phase', 'start')
     if job[1] == 'queued' then
-      if job[2] and tonumber(job[2]) <= now and not may_be_made(job[11]) then
+      if job[2] and tonumber(job[2]) + deadline_shift() <= now and not may_be_made(job[11]) then
         expire_waiting(id)
       else
         local wait = #left < LEFT_LIMIT and left_to_others(id, job[10])

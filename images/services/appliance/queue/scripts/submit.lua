@@ -61,11 +61,11 @@ local function note(field, value) record[#record + 1], record[#record + 2] = fie
 if start then note('start', start) end
 if A.weight ~= 1 then note('weight', tostring(A.weight)) end
 if A.needs then note('needs', A.needs) end
-if A.deadline_ms then
-  note('deadline', int(now + A.deadline_ms))
-  redis.call('ZADD', K.deadline, int(now + A.deadline_ms), A.id)
-end
 redis.call('HSET', K.j .. A.id, unpack(record))
+if A.deadline_ms then
+  observe_epoch(false)
+  set_deadline(A.id, A.deadline_ms)
+end
 redis.call('SET', K.p .. A.id, ARGV[2])
 redis.call('ZADD', K.all, 0, A.id)
 redis.call('ZADD', K.ujobs .. A.user, 0, A.id)

@@ -2,7 +2,8 @@
 -- A        {host (that of the caller, or "")}
 -- result   JSON {grace, since (when the last one began, ms), promoted, reaped, removed, outcomes}
 local function expire_deadlines()
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now), 'LIMIT', 0, 100)) do
+  if redis.call('EXISTS', K.deadline) == 0 then return end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now - deadline_shift()), 'LIMIT', 0, 100)) do
     local job = get(id, 'state', 'phase')
     -- A running job's agent watches the deadline itself; if it is requeued instead, claim looks again.
     if (job[1] == 'queued' or job[1] == 'delayed') and not may_be_made(job[2]) then expire_waiting(id) end
