@@ -76,8 +76,9 @@ local function reap_expired()
   return #expired
 end
 
--- Its last worker was lost with the result as good as made: COMMIT may exist, and only an agent can look for it.
-local function may_be_made(phase) return phase == 'commit' end
+-- An attempt ended with the result as good as made: COMMIT may exist, and only an agent can look for it. So it stays
+-- until a heartbeat tells that one has looked, however many attempts end before that.
+local function may_be_made(unsure) return unsure == '1' end
 
 local function expire_waiting(id)
   local job = get(id, 'state', 'class', 'owner', 'fence', 'created', 'res')

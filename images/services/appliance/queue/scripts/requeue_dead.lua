@@ -11,7 +11,7 @@ if job[1] ~= 'dead' then return {job[2] and 'replay' or 'final', job[1]} end
 if redis.call('PERSIST', K.p .. A.id) == 0 and redis.call('EXISTS', K.p .. A.id) == 0 then return {'gone', 'dead'} end
 
 redis.call('HDEL', K.j .. A.id, 'crash', 'errs', 'oom', 'refusals', 'crash_workers', 'finished', 'reason', 'message',
-  'letter', 'deadline', 'cancel', 'shun', 'start')
+  'letter', 'deadline', 'cancel', 'shun', 'start', 'unsure')
 local score, start = fair_score(job[3], tonumber(job[4]), tonumber(job[5] or 1), A.slacks[job[6]])
 redis.call('HSET', K.j .. A.id, 'score', score, 'replayed', int(now))
 if start then redis.call('HSET', K.j .. A.id, 'start', start) end
