@@ -207,12 +207,15 @@ async def test_the_websocket_twin_resumes_too(redis_server: RedisServer, queue: 
 async def test_a_wrong_key_is_told_to_a_websocket_as_to_all(
     redis_server: RedisServer, redis: Redis, tmp_path: Path
 ) -> None:
-    """By the status the gateway counts who guesses."""
+    """By the status the gateway counts who guesses. It is the guesser's error, not one of ours to be alarmed by."""
     async with running_api(tmp_path, at(redis_server)) as url:
         address = f"{url.replace('http', 'ws', 1)}/api/v1/jobs/{new_job_id()}/ws"
         with pytest.raises(InvalidStatus) as caught:
             await connect(address, additional_headers={"X-Api-Key": "guessed"}, proxy=None)
         assert caught.value.response.status_code == 401
+    lines = [json.loads(line) for line in (tmp_path / "api.log").read_text().splitlines()]
+    assert lines, "it writes its log there"
+    assert [line for line in lines if line["log.level"] in ("error", "critical")] == []
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,58 @@ async def test_a_replay_after_such_a_time_has_as_much_as_at_first(queue: Queue, 
     assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
 
 
+async def test_the_same_nonce_is_told_the_same_deadline_after_such_a_time(queue: Queue, redis: Redis) -> None:
+    await add(queue, deadline_seconds=60.0)
+    assert isinstance(await queue.claim("a/0", "n"), Claim)
+    await redis.hincrby(keys.EPOCH, "seen", -HOUR_MS)
+    again = await queue.claim("a/0", "n")
+    assert isinstance(again, Claim)
+    assert again.deadline_seconds == pytest.approx(HOUR_MS / 1000 + 60, abs=5), "that hour was not the job's"
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_a_clock_that_went_back_before_the_first_word_takes_nothing_from_a_deadline(
+    queue: Queue, redis: Redis, replayed: bool
+) -> None:
+    """The submission (or the replay) is the first that anybody says to the new master."""
+    job_id = await add(queue, deadline_seconds=60.0) if replayed else ""
+    if replayed:
+        await queue.fail(await take(queue), FailKind.PERMANENT, "UNKNOWN", "no")
+    await redis.hset(keys.EPOCH, "seen", await now_ms(redis) + 120_000)
+    if replayed:
+        assert (await queue.requeue_dead(job_id)).status == "settled"
+    else:
+        await add(queue, deadline_seconds=60.0)
+    await queue.tick()
+    assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
+
+
+async def test_a_replay_of_a_record_of_an_older_version_has_as_much_as_at_first(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue, deadline_seconds=60.0)
+    await queue.fail(await take(queue), FailKind.PERMANENT, "UNKNOWN", "no")
+    await redis.hdel(keys.job(job_id), "allowed")
+    assert (await queue.requeue_dead(job_id)).status == "settled"
+    assert (await take(queue)).deadline_seconds == pytest.approx(60, abs=5)
+
+
+async def test_such_a_time_costs_a_bounded_number_of_commands(queue: Queue, redis: Redis) -> None:
+    """One script that goes through all jobs would itself be a standstill."""
+    await queue.tick()
+    deadline = await now_ms(redis) + HOUR_MS // 2
+    pipeline = redis.pipeline(transaction=False)
+    for number in range(20_000):
+        pipeline.hset(keys.job(f"j{number}"), mapping={"state": "queued", "created": 1, "deadline": deadline})
+    pipeline.zadd(keys.DEADLINE, {f"j{number}": deadline for number in range(20_000)})
+    await pipeline.execute()
+    await redis.hset(keys.EPOCH, "seen", await now_ms(redis) - HOUR_MS)
+    await redis.config_resetstat()
+    await queue.tick()
+    calls = await redis.info("commandstats")
+    assert sum(stats["calls"] for stats in calls.values()) <= 100
+    shift = await redis.hget(keys.EPOCH, "shift")
+    assert int(shift or 0) == pytest.approx(HOUR_MS, abs=10_000), "it was noticed"
+
+
 @pytest.mark.parametrize("ticked", [True, False])
 async def test_a_job_that_may_be_made_is_looked_at_however_late(queue: Queue, redis: Redis, ticked: bool) -> None:
     """Its worker was lost between COMMIT and its telling: an agent has to look, the deadline is no reason not to."""
@@ -157,6 +209,78 @@ async def test_a_job_that_may_be_made_is_looked_at_however_late(queue: Queue, re
     assert late.job_id == job_id
     assert late.deadline_seconds is not None
     assert late.deadline_seconds <= 0
+
+
+async def end_unsure(queue: Queue, claim: Claim) -> None:
+    """As when storage hangs while it commits."""
+    await queue.beat(claim, 3, 3, "commit")
+    await queue.fail(claim, FailKind.REFUSED, "UNKNOWN", "storage hangs")
+
+
+async def test_a_job_that_may_be_made_remains_so_until_somebody_has_looked(queue: Queue) -> None:
+    job_id = await add(queue, deadline_seconds=0.1)
+    await end_unsure(queue, await take(queue))
+    for worker in ("b/0", "c/0"):
+        blind = await take(queue, worker)
+        await queue.beat(blind, 0, 0, "")
+        await queue.fail(blind, FailKind.REFUSED, "UNKNOWN", "storage hangs")
+    await asyncio.sleep(0.15)
+    await queue.tick()
+    await queue.tick()
+    assert (await take(queue, "d/0")).job_id == job_id
+
+
+@pytest.mark.parametrize(("step", "phase"), [(0, "load"), (1, "")])
+async def test_a_job_that_is_being_made_was_not(queue: Queue, redis: Redis, step: int, phase: str) -> None:
+    """Its agent has looked: from there on its deadline counts as any other's."""
+    job_id = await add(queue, deadline_seconds=0.1)
+    await end_unsure(queue, await take(queue))
+    claim = await take(queue, "b/0")
+    await queue.beat(claim, step, 8, phase)
+    await queue.fail(claim, FailKind.RELEASE, "WORKER_LOST", "drained")
+    await asyncio.sleep(0.15)
+    await queue.tick()
+    job = await read(queue, job_id)
+    assert (job.state, job.reason) == (JobState.DEAD, "TIMEOUT")
+
+
+async def test_nothing_is_known_to_be_made_in_another_life(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue, deadline_seconds=0.1)
+    await end_unsure(queue, await take(queue))
+    await queue.fail(await take(queue), FailKind.PERMANENT, "UNKNOWN", "no")
+    assert (await queue.requeue_dead(job_id)).status == "settled"
+    await asyncio.sleep(0.15)
+    await queue.tick()
+    assert (await read(queue, job_id)).state is JobState.DEAD
+
+
+async def test_a_job_that_may_be_made_does_not_wait_for_ever_for_a_worker_that_is_gone(
+    queue: Queue, redis: Redis
+) -> None:
+    toon = Capabilities(models=("toon",))
+    job_id = await add(queue, deadline_seconds=0.1, needs=Needs(model="toon"))
+    claim = await queue.claim("a/0", "n", toon)
+    assert isinstance(claim, Claim)
+    await end_unsure(queue, claim)
+    await asyncio.sleep(0.15)
+    plain = Capabilities(models=("sd15",))
+
+    async def state_after(milliseconds: int) -> JobState:
+        await redis.hincrby(keys.job(job_id), "deadline", -milliseconds)
+        await redis.zincrby(keys.DEADLINE, -milliseconds, job_id)
+        await queue.tick()
+        await queue.tick()
+        assert isinstance(await queue.claim("b/0", "n", plain), Nothing)
+        return (await read(queue, job_id)).state
+
+    assert [await state_after(0), await state_after(590_000)] == [JobState.QUEUED] * 2
+    again = await queue.claim("c/0", "n", toon)
+    assert isinstance(again, Claim), "whoever can look may"
+    await queue.fail(again, FailKind.REFUSED, "UNKNOWN", "storage hangs")
+    assert await state_after(0) is JobState.QUEUED, "once more does not begin anew"
+    assert await state_after(10_000) is JobState.DEAD
+    assert (await read(queue, job_id)).reason == "TIMEOUT"
+    assert await redis.zcard(keys.DEADLINE) == 0
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------

@@ -28,8 +28,17 @@ PATIENCE = (5, 10)
 keys and shows videos, and its replicas, which lost Redis with it, should not all be away at once."""
 
 
+class WithoutDenials(logging.Filter):
+    """uvicorn takes a WebSocket that was answered with a status (a wrong key: 401) for an app that forgot to answer.
+    Where an app fails instead, uvicorn says so with another message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.getMessage() != "ASGI callable returned without completing handshake."
+
+
 def run(settings: ApiSettings) -> int:
     configure_logging(settings.common)
+    logging.getLogger("uvicorn.error").addFilter(WithoutDenials())
     return uvloop.run(_serve_and_leave(settings))
 
 

@@ -50,7 +50,7 @@ end
 
 -- All that ending an attempt asks of a running job, by name.
 local ATTEMPT_FIELDS = {'owner', 'fence', 'entry', 'cancel', 'memory', 'step', 'resumed', 'history', 'started', 'res',
-  'cost', 'deadline', 'replayed', 'state', 'nonce', 'gpu'}
+  'cost', 'deadline', 'replayed', 'state', 'nonce', 'gpu', 'phase'}
 
 local function get_attempt(id)
   local values, job = get(id, unpack(ATTEMPT_FIELDS)), {}
@@ -186,8 +186,12 @@ local function end_attempt(id, kind, reason, message, where)
   else
     remember(id, job, kind, reason, message, where)
     local over, delay_ms = verdict(id, job, kind)
-    if over then state = finish(id, job, 'dead', reason, message)
-    else state = requeue(id, job, delay_ms, reason, message) end
+    if over then
+      state = finish(id, job, 'dead', reason, message)
+    else
+      if job.phase == 'commit' then redis.call('HSET', K.j .. id, 'unsure', 1) end  -- see may_be_made
+      state = requeue(id, job, delay_ms, reason, message)
+    end
   end
   if state ~= 'cancelled' then note_failure(job.owner, kind, reason) end
   local is_failure = kind ~= 'release' and kind ~= 'refused' and state ~= 'cancelled'

@@ -3,11 +3,14 @@
 --          params (JSON text: the job's parameters, for good) when told}
 -- result   "ok" | "cancel" (renewed, but its user wants it stopped) | "fenced"
 observe_epoch(false)
-local job = get(A.id, 'state', 'nonce', 'fence', 'cancel', 'step', 'phase', 'memory', 'resumed', 'checkpoint')
+local job = get(A.id, 'state', 'nonce', 'fence', 'cancel', 'step', 'phase', 'memory', 'resumed', 'checkpoint', 'unsure')
 if job[1] ~= 'running' or job[2] ~= A.nonce or job[3] ~= A.fence then return 'fenced' end
 redis.call('ZADD', K.lease, int(now + C.lease_ms), A.id)
 
 if A.params then redis.call('HSETNX', K.j .. A.id, 'params', A.params) end
+
+-- Its agent makes it: it has looked for COMMIT, and there was none.
+if job[10] and (A.phase ~= '' or A.step > 0) then redis.call('HDEL', K.j .. A.id, 'unsure') end
 
 local changes = {}
 local function note(field, before, value)

@@ -5,7 +5,8 @@
 -- result   {"job", id, fence, attempts, deadline ms or "", now ms, request body, outcomes JSON, ooms, user}
 --          {"none", wake cursor, ms to the next due item or "-1", outcomes JSON}
 local function hand_over(id, fence, attempts, deadline, ooms, user)
-  return {'job', id, fence, attempts, deadline or '', now, redis.call('GET', K.p .. id) or '', list(outcomes),
+  deadline = deadline and int(tonumber(deadline) + deadline_shift()) or ''
+  return {'job', id, fence, attempts, deadline, now, redis.call('GET', K.p .. id) or '', list(outcomes),
     ooms or '0', user}
 end
 
@@ -22,11 +23,18 @@ local function none(next_due)
   return {'none', cursor[1] and cursor[1][1] or '0-0', int(next_due), list(outcomes)}
 end
 
--- `job` is {state, deadline, fence, attempts, created, oom, user, res, replayed} as they are before.
+-- The virtual clock is that of the job in service, as long as it is ahead of the real one.
+local function advance_clock(start)
+  if start <= now or start <= tonumber(redis.call('HGET', K.epoch, 'vtime') or 0) then return end
+  redis.call('HSET', K.epoch, 'vtime', int(start))
+end
+
+-- `job` is {state, deadline, fence, attempts, created, oom, user, res, replayed, shun, unsure, start} as before.
 local function lease(id, job)
   local fence = int(math.max(tonumber(job[3] or 0) + 1, now_us))
   local attempts = tonumber(job[4] or 0) + 1
   local entry = add_to_ledger(id, fence, A.worker)
+  advance_clock(tonumber(job[12] or job[5]))
   redis.call('ZADD', K.lease, now + C.lease_ms, id)
   redis.call('HSET', K.j .. id, 'state', 'running', 'owner', A.worker, 'nonce', A.nonce, 'fence', fence,
     'entry', entry, 'started', now, 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
@@ -99,9 +107,9 @@ local function take_best(lines)
     id, score, line = pop_best(lines)
     if not id then break end
     job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed', 'shun',
-      'phase')
+      'unsure', 'start')
     if job[1] == 'queued' then
-      if job[2] and tonumber(job[2]) <= now and not may_be_made(job[11]) then
+      if job[2] and tonumber(job[2]) + deadline_shift() <= now and not may_be_made(job[11]) then
         expire_waiting(id)
       else
         local wait = #left < LEFT_LIMIT and left_to_others(id, job[10])

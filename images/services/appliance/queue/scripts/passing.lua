@@ -8,18 +8,16 @@ local function pull_in(key, latest)
 end
 
 -- Redis was away, or its clock has jumped: it cannot tell which, and nobody could work while it was away. Either way
--- the time that passed so is not the jobs'; a running job's agent measures what it has left on a clock of its own.
-local function move_deadlines(by_ms)
-  local ids = redis.call('ZRANGE', K.deadline, 0, -1)
-  for _, id in ipairs(ids) do
-    local job = get(id, 'deadline', 'created')
-    if job[1] then
-      redis.call('HSETNX', K.j .. id, 'allowed', int(tonumber(job[1]) - tonumber(job[2])))
-      local moved = int(tonumber(job[1]) + by_ms)
-      redis.call('HSET', K.j .. id, 'deadline', moved)
-      redis.call('ZADD', K.deadline, moved, id)
-    end
-  end
+-- the time that passed so is not the jobs'. There may be many of them: it is added up in one sum, and a deadline is kept
+-- as its time less the sum of then, so that with the sum of now it has moved. A running job's agent measures what it has
+-- left on a clock of its own.
+local function deadline_shift() return tonumber(redis.call('HGET', K.epoch, 'shift') or 0) end
+
+-- Only after observe_epoch: a clock that went back before now must not take its time from a deadline of now.
+local function set_deadline(id, allowed_ms)
+  local deadline = int(now - deadline_shift() + allowed_ms)
+  redis.call('HSET', K.j .. id, 'deadline', deadline, 'allowed', int(allowed_ms))
+  redis.call('ZADD', K.deadline, deadline, id)
 end
 
 -- After a failover, a restart or a standstill of Redis nobody could renew a lease: give all of them time to try.
@@ -42,7 +40,7 @@ local function observe_epoch(thorough)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.lease, '-inf', int(now + C.grace_ms))) do
     redis.call('ZADD', K.lease, int(now + C.grace_ms), id)
   end
-  if stalled then move_deadlines(passed) end
+  if stalled then redis.call('HINCRBY', K.epoch, 'shift', int(passed)) end
   pull_in(K.lease, now + math.max(C.grace_ms, C.lease_ms))
   pull_in(K.delayed, now + LONGEST_DELAY_MS)
   for _, worker in ipairs(pull_in(K.workers, now)) do redis.call('HSET', K.w .. worker, 'seen', int(now)) end
@@ -78,8 +76,9 @@ local function reap_expired()
   return #expired
 end
 
--- Its last worker was lost with the result as good as made: COMMIT may exist, and only an agent can look for it.
-local function may_be_made(phase) return phase == 'commit' end
+-- An attempt ended with the result as good as made: COMMIT may exist, and only an agent can look for it. So it stays
+-- until a heartbeat tells that one has looked, however many attempts end before that.
+local function may_be_made(unsure) return unsure == '1' end
 
 local function expire_waiting(id)
   local job = get(id, 'state', 'class', 'owner', 'fence', 'created', 'res')

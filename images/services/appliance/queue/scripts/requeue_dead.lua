@@ -11,14 +11,13 @@ if job[1] ~= 'dead' then return {job[2] and 'replay' or 'final', job[1]} end
 if redis.call('PERSIST', K.p .. A.id) == 0 and redis.call('EXISTS', K.p .. A.id) == 0 then return {'gone', 'dead'} end
 
 redis.call('HDEL', K.j .. A.id, 'crash', 'errs', 'oom', 'refusals', 'crash_workers', 'finished', 'reason', 'message',
-  'letter', 'deadline', 'cancel', 'shun')
-local score = fair_score(job[3], tonumber(job[4]), tonumber(job[5] or 1), A.slacks[job[6]])
+  'letter', 'deadline', 'cancel', 'shun', 'start', 'unsure')
+local score, start = fair_score(job[3], tonumber(job[4]), tonumber(job[5] or 1), A.slacks[job[6]])
 redis.call('HSET', K.j .. A.id, 'score', score, 'replayed', int(now))
+if start then redis.call('HSET', K.j .. A.id, 'start', start) end
 if job[7] then  -- as much time as it had at first
-  local allowed = tonumber(job[12] or tonumber(job[7]) - tonumber(job[8]))
-  local deadline = int(now + allowed)
-  redis.call('HSET', K.j .. A.id, 'deadline', deadline, 'allowed', int(allowed))
-  redis.call('ZADD', K.deadline, deadline, A.id)
+  observe_epoch(false)
+  set_deadline(A.id, tonumber(job[12] or tonumber(job[7]) - tonumber(job[8])))
 end
 redis.call('ZREM', K.done, A.id)
 if job[9] then redis.call('XDEL', K.dead, job[9]) end

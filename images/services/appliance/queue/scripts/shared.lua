@@ -68,13 +68,16 @@ local function enter_ready(id)
   redis.call('XADD', K.wake, 'MAXLEN', '~', 64, '*', 'j', id)
 end
 
--- Start-time fair queueing: a user's next job starts where the previous one would have finished, had the user all
--- workers. With as many of them the work of an hour is over in minutes, and so is what it owes to others.
+-- Start-time fair queueing: a user's next job starts where the previous one would have finished on one worker, and
+-- nobody's before the job in service (`vtime`, see claim.lua): what idle workers did for a user is not owed to others.
+-- The second answer is that start where it is ahead of the clock; else it is as good as `created`, and takes no memory.
+-- While `vtime` is ahead of the clock by D and stands still, fresh jobs start at one and the same place, so that the
+-- waiting ones gain on them later, by D at most.
 local function fair_score(user, cost, weight, slack_ms)
-  local start = math.max(now, tonumber(redis.call('ZSCORE', K.vft, user) or 0))
-  local workers = math.max(1, redis.call('ZCOUNT', K.workers, int(now - C.lease_ms), '+inf'))
-  redis.call('ZADD', K.vft, int(start + cost / weight / workers), user)
-  return int(start + slack_ms)
+  local virtual = tonumber(redis.call('HGET', K.epoch, 'vtime') or 0)
+  local start = math.max(now, virtual, tonumber(redis.call('ZSCORE', K.vft, user) or 0))
+  redis.call('ZADD', K.vft, int(start + cost / weight), user)
+  return int(start + slack_ms), start > now and int(start) or nil
 end
 
 local function lacks_name(names, name)

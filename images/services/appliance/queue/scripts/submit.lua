@@ -53,18 +53,19 @@ local waiting = count_waiting()
 if waiting >= C.queue_limit then return {'full', int(waiting)} end
 
 local class = A.class or 'default'
-local score = fair_score(A.user, A.cost, A.weight, A.slack_ms)
+local score, start = fair_score(A.user, A.cost, A.weight, A.slack_ms)
 -- Counters begin when something is counted; the hash stays small as long as all its values are short.
 local record = {'id', A.id, 'user', A.user, 'prio', A.prio, 'class', class, 'cost', A.cost, 'res', A.res,
   'score', score, 'created', now, 'state', 'queued'}
 local function note(field, value) record[#record + 1], record[#record + 2] = field, value end
+if start then note('start', start) end
 if A.weight ~= 1 then note('weight', tostring(A.weight)) end
 if A.needs then note('needs', A.needs) end
-if A.deadline_ms then
-  note('deadline', int(now + A.deadline_ms))
-  redis.call('ZADD', K.deadline, int(now + A.deadline_ms), A.id)
-end
 redis.call('HSET', K.j .. A.id, unpack(record))
+if A.deadline_ms then
+  observe_epoch(false)
+  set_deadline(A.id, A.deadline_ms)
+end
 redis.call('SET', K.p .. A.id, ARGV[2])
 redis.call('ZADD', K.all, 0, A.id)
 redis.call('ZADD', K.ujobs .. A.user, 0, A.id)

@@ -1,12 +1,25 @@
 -- The housekeeping that every api replica runs: grace, promotion, reaping, deadlines, retention.
 -- A        {host (that of the caller, or "")}
 -- result   JSON {grace, since (when the last one began, ms), promoted, reaped, removed, outcomes}
+-- How much longer than its deadline a job that may be made waits for a worker that can look; there may be none any more.
+local LOOK_MS = 600000
+
 local function expire_deadlines()
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.deadline, '-inf', int(now), 'LIMIT', 0, 100)) do
-    local job = get(id, 'state', 'phase')
-    -- A running job's agent watches the deadline itself; if it is requeued instead, claim looks again.
-    if (job[1] == 'queued' or job[1] == 'delayed') and not may_be_made(job[2]) then expire_waiting(id) end
-    redis.call('ZREM', K.deadline, id)
+  if redis.call('EXISTS', K.deadline) == 0 then return end
+  local latest = int(now - deadline_shift())
+  local due = redis.call('ZRANGEBYSCORE', K.deadline, '-inf', latest, 'WITHSCORES', 'LIMIT', 0, 100)
+  for index = 1, #due, 2 do
+    local id, score = due[index], tonumber(due[index + 1])
+    local job = get(id, 'state', 'unsure', 'deadline')
+    local waits = job[1] == 'queued' or job[1] == 'delayed'
+    -- A score above its own deadline has been put off before.
+    if waits and may_be_made(job[2]) and score <= tonumber(job[3] or 0) then
+      redis.call('ZADD', K.deadline, int(score + LOOK_MS), id)
+    else
+      -- A running job's agent watches the deadline itself; if it is requeued instead, there is an entry again.
+      if waits then expire_waiting(id) end
+      redis.call('ZREM', K.deadline, id)
+    end
   end
 end
 
