@@ -93,6 +93,30 @@ async def test_what_idle_workers_did_for_one_user_is_not_owed_to_the_next(
         assert await served(queue, 10) == ["late", "early"] * 5
 
 
+async def test_the_virtual_clock_is_only_ever_ahead_and_never_goes_back(
+    redis_server: RedisServer, redis: Redis
+) -> None:
+    async with closing(redis_server.queue(ROOMY)) as queue:
+        for worker in ("a/0", "b/0"):
+            about = {"boot_id": "b", "state": "idle", "engine": "e", "fingerprint": "f", "synthetic": "1"}
+            await queue.register(worker, **about)
+        for _ in range(3):
+            await add(queue, user="a", cost_ms=COST_MS)
+        first = await queue.claim("b/0", "n")
+        assert isinstance(first, Claim)
+        assert await redis.hget(keys.EPOCH, "vtime") is None, "the first one starts now"
+        await served(queue, 1)
+        ahead = await redis.hget(keys.EPOCH, "vtime")
+        start = int(await redis.hget(keys.job(first.job_id), "created") or 0) + COST_MS  # for any number of workers
+        assert int(ahead or 0) == start
+        await redis.hset(keys.job(first.job_id), "start", start - COST_MS // 2)  # ahead as well, but less
+        await queue.fail(first, FailKind.RELEASE, "WORKER_LOST", "drained")
+        again = await queue.claim("a/0", "m")
+        assert isinstance(again, Claim)
+        assert again.job_id == first.job_id
+        assert await redis.hget(keys.EPOCH, "vtime") == ahead
+
+
 async def test_a_replay_starts_where_the_job_in_service_did(redis_server: RedisServer, redis: Redis) -> None:
     """Its record has that start only where it is ahead of the real clock."""
     async with closing(redis_server.queue(ROOMY)) as queue:
