@@ -155,7 +155,7 @@ def up(
             for name in _make_secrets(the_plan, file):
                 progress.say(f"{name} made anew")
             _store(file).lay_out(the_plan, out)
-        shared_secrets.refuse_one_by_one(targets)
+        shared_secrets.refuse_one_by_one(cluster.places(the_plan, out, ssh=ssh))
         cluster.up(targets, progress, recreate=recreate)
         boot.settle(targets, progress)
 

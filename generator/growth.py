@@ -22,8 +22,8 @@ def refuse_to_lose_the_queue(plan: Plan, out: Path) -> str | None:
     now = [host.name for host in plan.hosts if host.queue]
     if holder not in now:
         return (
-            f"the queue was on {holder} alone, and what waits in it stays there. To take it along: `backup` with the "
-            "former cluster.yaml, then `restore` with this one"
+            f"the queue was on {holder} alone, and what waits in it stays there. To take it along, before the next "
+            "`up`: `render` with the former cluster.yaml, `backup`, then `render` and `restore` with this one"
         )
     if now[0] != holder:
         raise UserError(

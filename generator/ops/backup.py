@@ -16,7 +16,7 @@ import shutil
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -122,8 +122,6 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
     """Put a backup in place of the queue on every queue host, start it there and return the counts that it has."""
     manifest = read_manifest(source)
     queues = [place for place in places if place.host.queue]
-    for place in queues:
-        bring(place)
     running = [place for place in queues if _runs(place)]
     if running and not force:
         names = ", ".join(place.host.name for place in running)
@@ -131,6 +129,8 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
     services = {
         p.host.name: ["redis", *(["sentinel"] if p.host.queue and p.host.queue.sentinels else [])] for p in queues
     }
+    for place in queues:
+        bring(place)
     _prepare(queues, source, manifest, progress)
     try:
         for place in running:
@@ -142,13 +142,21 @@ def restore(places: Sequence[Place], source: Path, progress: Progress, *, force:
         raise
     finally:
         # Whatever happened, the queue comes back: with the backup, or where it failed with what it had.
-        for place in queues:
-            with progress.task(f"start {place.host.name}"):
-                options = ("--detach", "--wait", "--wait-timeout", "120", "--no-deps")
-                processes.run(place.compose("up", *options, *services[place.host.name]), timeout=180)
+        _start(queues, services, progress)
     master, facts = _source(queues, "master")
     processes.run(inside(master, _FORGET_COUNTS), timeout=ASK_SECONDS)
     return _counts(facts)
+
+
+def _start(queues: Sequence[Place], services: Mapping[str, Sequence[str]], progress: Progress) -> None:
+    """One that does not start must not keep the others from it."""
+    options = ("--detach", "--wait", "--wait-timeout", "120", "--no-deps")
+    for place in queues:
+        try:
+            with progress.task(f"start {place.host.name}"):
+                processes.run(place.compose("up", *options, *services[place.host.name]), timeout=180)
+        except ToolError as error:
+            progress.warn(f"the queue of {place.host.name} does not start: {error}")
 
 
 def _prepare(queues: Sequence[Place], source: Path, manifest: Manifest, progress: Progress) -> None:
@@ -275,9 +283,13 @@ def _digest(data: IO[bytes]) -> str:
 
 
 def _runs(place: Place) -> bool:
-    return bool(
-        processes.run(place.compose("ps", "--status", "running", "--quiet", "redis"), timeout=ASK_SECONDS).strip()
-    )
+    """Not where nothing has been brought to yet."""
+    try:
+        return bool(
+            processes.run(place.compose("ps", "--status", "running", "--quiet", "redis"), timeout=ASK_SECONDS).strip()
+        )
+    except ToolError:
+        return False
 
 
 def _at_rest(place: Place, script: str, *arguments: str) -> list[str]:

@@ -157,10 +157,13 @@ def up(targets: Sequence[Place], progress: Progress, *, recreate: bool = False) 
 
 
 def start_resting_queues(targets: Sequence[Place], progress: Progress) -> None:
-    """The Redis and Sentinels of hosts on which they do not run, before anything waits for one of them: the last master
-    may be on the last host. A host that cannot be reached is told of when its turn comes."""
-    resting = [place for place in targets if replication.is_replicated(place) and not _queue_runs(place)]
-    if len(resting) < 2:
+    """All Redis and Sentinels where none runs, before anything waits for one of them: the last master may be on the
+    last host. A host that cannot be reached, or lacks the image and so has no queue, starts when its turn comes.
+
+    Where one runs it may be the master, and others that came before its turn might be promoted with nothing in them
+    while it is made anew."""
+    resting = [place for place in targets if replication.is_replicated(place)]
+    if len(resting) < 2 or any(_queue_runs(place) for place in resting):
         return
     with progress.task("start the queue") as task:
         for service in (QUEUE, SENTINEL):
@@ -169,11 +172,11 @@ def start_resting_queues(targets: Sequence[Place], progress: Progress) -> None:
                 try:
                     if service == QUEUE:
                         bring(place)
-                    processes.run(place.compose("up", "--detach", "--no-deps", service), timeout=PULL_SECONDS)
-                except ToolError as error:
-                    progress.warn(f"{service} on {place.host.name} does not start: {error}")
+                    argv = place.compose("up", "--detach", "--no-deps", "--pull", "never", service)
+                    processes.run(argv, timeout=WAIT_SECONDS)
+                except ToolError:
                     resting.remove(place)
-        task.finish("started")
+        task.finish(f"on {', '.join(place.host.name for place in resting) or 'no host yet'}")
 
 
 def bring(place: Place) -> None:

@@ -227,6 +227,19 @@ async def test_a_swap_that_was_done_but_never_told_of_is_undone(
     assert "appendonlydir.new" not in filled.shell("ls /data")
 
 
+async def test_a_host_that_does_not_start_keeps_no_other_from_it(
+    filled: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first host is gone after the copy."""
+    output, _ = filled.backup()
+    (place,) = filled.places
+    gone = dataclasses.replace(place, host=dataclasses.replace(place.host, name="gone"), folder=tmp_path / "gone")
+    monkeypatch.setattr(ops, "_prepare", lambda *_: None)
+    with pytest.raises(ToolError):
+        ops.restore([gone, place], output, QUIET, force=True)
+    assert len(await filled.jobs()) == 5
+
+
 async def test_a_swap_that_breaks_off_leaves_the_queue_as_it_was(
     filled: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

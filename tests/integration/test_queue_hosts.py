@@ -108,6 +108,21 @@ def test_a_queue_that_grows_is_never_the_replica_of_an_empty_one(hosts: QueueHos
     eventually(lambda: hosts.ask("gpu-02", "GET", "{q}:k") == "a job " * 100, 20)
 
 
+def test_a_queue_that_grows_takes_all_along(hosts: QueueHosts) -> None:
+    hosts.render(["gpu-01"])
+    hosts.up("gpu-01")
+    eventually(lambda: hosts.ask("gpu-01", "PING"), 20)
+    for number in range(200):
+        hosts.ask("gpu-01", "SET", f"{{q}}:k{number}", "x" * 100_000)
+    hosts.render(ALL)
+    start_resting_queues(hosts.places, QUIET)
+    for name in ALL:
+        hosts.up(name)
+        wait_in_step(hosts.place(name), lambda _: None)
+    eventually(lambda: hosts.lost([f"{{q}}:k{number}" for number in range(200)]) == [], 20)
+    assert hosts.master_seen_from("gpu-03") == "gpu-01"
+
+
 def test_a_new_host_in_front_watches_the_master_that_there_is(hosts: QueueHosts) -> None:
     hosts.render(("gpu-02", "gpu-03", "gpu-04"))
     start(hosts, "gpu-02", "gpu-03", "gpu-04")

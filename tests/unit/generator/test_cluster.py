@@ -251,14 +251,15 @@ def test_no_host_follows_one_whose_redis_is_not_in_step(
 
 
 def test_nothing_changes_one_by_one_that_the_hosts_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(cli.shared_secrets, "refuse_one_by_one", lambda *_: calls.append("refuse"))
-    monkeypatch.setattr(cli.cluster, "up", lambda *_, **__: calls.append("up"))
+    """All are looked at, also for the sake of one: it would be the only one with the new ones."""
+    calls: list[object] = []
+    monkeypatch.setattr(cli.shared_secrets, "refuse_one_by_one", lambda found: calls.append(len(found)))
+    monkeypatch.setattr(cli.cluster, "up", lambda targets, *_, **__: calls.append([one.host.name for one in targets]))
     monkeypatch.setattr(cli.boot, "settle", lambda *_: None)
-    file, out = ROOT / "config/cluster.demo.yaml", tmp_path / "out"
+    file, out = ROOT / "config/cluster.example.yaml", tmp_path / "out"
     cli.render(file, out)
-    cli.up(file, out, None, "ssh", recreate=False)
-    assert calls == ["refuse", "up"]
+    cli.up(file, out, "gpu-01", "ssh", recreate=False)
+    assert calls == [3, ["gpu-01"]]
 
 
 def test_all_redis_that_rest_are_started_before_any_is_waited_for(
@@ -288,5 +289,9 @@ def test_all_redis_that_rest_are_started_before_any_is_waited_for(
     first, third = (the_plan.by_name[name].address for name in ("gpu-01", "gpu-03"))
     assert commands[:4] == [f"{host} {service}" for service in ("redis", "sentinel") for host in (first, third)]
     commands.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster, "_queue_runs", lambda place: place.host.name == "gpu-01")
+        cluster.start_resting_queues(found, Progress(Mode.QUIET))
+        assert commands == [], "the one that runs has everything: the empty ones come after it"
     cluster.start_resting_queues(found, Progress(Mode.QUIET))
     assert commands == [f"{host} {service}" for service in ("redis", "sentinel") for host in (first, third)]

@@ -50,7 +50,7 @@ def test_a_queue_grows_from_the_host_that_has_it(
         assert refuse_to_lose_the_queue(new, tmp_path) is None
         return
     if refused == "backup":
-        assert "`backup` with the former" in (refuse_to_lose_the_queue(new, tmp_path) or "")
+        assert "former cluster.yaml, `backup`" in (refuse_to_lose_the_queue(new, tmp_path) or "")
         return
     with pytest.raises(UserError, match=refused):
         refuse_to_lose_the_queue(new, tmp_path)

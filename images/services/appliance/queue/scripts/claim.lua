@@ -29,7 +29,7 @@ local function advance_clock(start)
   redis.call('HSET', K.epoch, 'vtime', int(start))
 end
 
--- `job` is {state, deadline, fence, attempts, created, oom, user, res, replayed, shun, unsure, start} as before.
+-- `job` is {state, deadline, fence, attempts, created, oom, user, res, replayed, shun, unsure, start, phase} as before.
 local function lease(id, job)
   local fence = int(math.max(tonumber(job[3] or 0) + 1, now_us))
   local attempts = tonumber(job[4] or 0) + 1
@@ -107,9 +107,9 @@ local function take_best(lines)
     id, score, line = pop_best(lines)
     if not id then break end
     job = get(id, 'state', 'deadline', 'fence', 'attempts', 'created', 'oom', 'user', 'res', 'replayed', 'shun',
-      'unsure', 'start')
+      'unsure', 'start', 'phase')
     if job[1] == 'queued' then
-      if job[2] and tonumber(job[2]) + deadline_shift() <= now and not may_be_made(job[11]) then
+      if job[2] and tonumber(job[2]) + deadline_shift() <= now and not may_be_made(job[11], job[13]) then
         expire_waiting(id)
       else
         local wait = #left < LEFT_LIMIT and left_to_others(id, job[10])

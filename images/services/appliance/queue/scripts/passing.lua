@@ -77,8 +77,9 @@ local function reap_expired()
 end
 
 -- An attempt ended with the result as good as made: COMMIT may exist, and only an agent can look for it. So it stays
--- until a heartbeat tells that one has looked, however many attempts end before that.
-local function may_be_made(unsure) return unsure == '1' end
+-- until a heartbeat tells that one has looked, however many attempts end before that. Of a job that waits, `phase` is
+-- that of its last attempt: a script of the release before has not noted more.
+local function may_be_made(unsure, phase) return unsure == '1' or phase == 'commit' end
 
 local function expire_waiting(id)
   local job = get(id, 'state', 'class', 'owner', 'fence', 'created', 'res')

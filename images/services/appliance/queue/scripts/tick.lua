@@ -10,10 +10,10 @@ local function expire_deadlines()
   local due = redis.call('ZRANGEBYSCORE', K.deadline, '-inf', latest, 'WITHSCORES', 'LIMIT', 0, 100)
   for index = 1, #due, 2 do
     local id, score = due[index], tonumber(due[index + 1])
-    local job = get(id, 'state', 'unsure', 'deadline')
+    local job = get(id, 'state', 'unsure', 'deadline', 'phase')
     local waits = job[1] == 'queued' or job[1] == 'delayed'
     -- A score above its own deadline has been put off before.
-    if waits and may_be_made(job[2]) and score <= tonumber(job[3] or 0) then
+    if waits and may_be_made(job[2], job[4]) and score <= tonumber(job[3] or 0) then
       redis.call('ZADD', K.deadline, int(score + LOOK_MS), id)
     else
       -- A running job's agent watches the deadline itself; if it is requeued instead, there is an entry again.
