@@ -227,6 +227,14 @@ async def test_a_swap_that_was_done_but_never_told_of_is_undone(
     assert "appendonlydir.new" not in filled.shell("ls /data")
 
 
+async def test_what_there_was_comes_back_after_a_power_cut_between_two_names(filled: Machine) -> None:
+    before = await filled.jobs()
+    filled.engine.compose(filled.folder, "stop", "redis")
+    filled.shell("mv /data/appendonlydir /data/appendonlydir.before-restore")
+    filled.engine.compose(filled.folder, "up", "--detach", "--wait", "redis")
+    assert await filled.jobs() == before
+
+
 async def test_a_host_that_does_not_start_keeps_no_other_from_it(
     filled: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -211,6 +211,18 @@ async def test_a_job_that_may_be_made_is_looked_at_however_late(queue: Queue, re
     assert late.deadline_seconds <= 0
 
 
+async def test_a_job_that_a_script_of_before_left_may_be_made_too(queue: Queue, redis: Redis) -> None:
+    job_id = await add(queue, deadline_seconds=0.1)
+    claim = await take(queue)
+    await queue.beat(claim, 3, 3, "commit")
+    await redis.zadd(keys.LEASE, {job_id: 1})
+    await queue.tick()
+    await redis.hdel(keys.job(job_id), "unsure")  # which it did not note
+    await asyncio.sleep(0.15)
+    await queue.tick()
+    assert isinstance(await queue.claim("b/0", "late"), Claim)
+
+
 async def end_unsure(queue: Queue, claim: Claim) -> None:
     """As when storage hangs while it commits."""
     await queue.beat(claim, 3, 3, "commit")
