@@ -133,7 +133,7 @@ def test_a_node_that_pings_and_fails_its_visitors_loses_them_and_wins_them_back(
     failures = 0
     while (answer := browser.get(status="500" if shares(setup)[NODES[0]] else "200")).status_code == 500:
         failures += 1
-        assert failures < 60
+        assert time.monotonic() - begin < 2, "by the clock: a quick machine fails more often until the next look"
         for other in others:
             assert other.get().status_code == 200
     print(f"\nits visitors are elsewhere after {failures} failures and {time.monotonic() - begin:.2f} s")

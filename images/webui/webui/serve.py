@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from webui.local import LocalRuns
+from webui.local_socket import PAUSE_SECONDS
 from webui.process import EngineProcess
 from webui.server import create_app
 from webui.settings import Settings
@@ -21,6 +22,7 @@ from webui.volumes import Volumes
 
 # Together they stay below the 10 s that a container gets to stop.
 STOP_SECONDS = 3.0
+LAST_WORD_SECONDS = 1.0
 HTTP_STOP_SECONDS = 2.0
 # An agent that vanished without a word (power, cable) is noticed when nothing sent to it is acknowledged.
 USER_TIMEOUT_MILLISECONDS = 10_000
@@ -66,6 +68,8 @@ async def serve(settings: Settings) -> int:
     log.info("shutting down", extra={"event": "stopping"})
     local.close()
     await process.close(STOP_SECONDS)
+    await asyncio.wait([tasks["local"]], timeout=LAST_WORD_SECONDS)
+    await asyncio.sleep(2 * PAUSE_SECONDS)  # those who follow a run hear of a change after a pause, and so of its end
     server.should_exit = True
     _, late = await asyncio.wait([tasks["engine"], tasks["local"], tasks["http"]], timeout=HTTP_STOP_SECONDS + 1)
     for task in late:
