@@ -240,7 +240,7 @@ async def test_the_bounds_are_the_exporters(queue: Queue, redis: Redis) -> None:
     """The scripts get theirs from the same place: none is lost on its way through a field's name."""
     job = submission(resolution=SIZE)
     await queue.submit(job)
-    await redis.hincrby(keys.job(job.job_id), "created", -45_000)
+    await redis.hincrby(keys.job(job.job_id), "created", -50_000)
     await take(queue)
     spread = (await counts_of(queue, redis)).waits[SIZE]
     assert spread.counts[BOUNDS.index(60)] == 1

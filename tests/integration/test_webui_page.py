@@ -115,7 +115,9 @@ def page(one: Browser, proxy: Proxy) -> Iterator[Browser]:
 
 
 def order(page: Browser, **fields: Any) -> None:
+    """What the page says from now on is of this order: "ready" may still stand there from the one before."""
     page.fill(**{"prompt": "a paper boat", "width": 64, "height": 64, "frames": 8, "steps": 15, "seed": 7} | fields)
+    page.script("document.getElementById('spoken').textContent = ''")
     page.find("generate").click()
 
 

@@ -49,16 +49,18 @@ class Proxy:
         await asyncio.gather(*self._open, return_exceptions=True)
         await asyncio.sleep(0.05)  # sockets close a turn of the loop later
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._stop.is_set():  # it was on its way while the listener closed
+            writer.close()
+            return
+        task = asyncio.create_task(self._talk(reader, writer))
         self._open.add(task)
         task.add_done_callback(self._open.discard)
-        try:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                await self._pass_on(reader, writer)
-        finally:
-            writer.close()
+        task.add_done_callback(lambda _: writer.close())  # also when it ends before it began
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await self._pass_on(reader, writer)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = self._rewrite(await reader.readuntil(b"\r\n\r\n"))
