@@ -5,7 +5,7 @@ has replaced; compose makes one when a label differs, whoever calls it and whate
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import re
 from collections.abc import Iterable, Mapping
 
@@ -21,13 +21,17 @@ def label(names: Iterable[str]) -> str:
     return " ".join(f"${{{_variable(name)}:-}}" for name in names if name not in READ_WHILE_RUNNING)
 
 
-def with_marks(text: str, values: Mapping[str, bytes]) -> str:
+def with_marks(text: str, values: Mapping[str, bytes], key: bytes) -> str:
     """The `.env` of a host with these secret files; a person's own lines in `text` stay. What lies in a folder of its
-    own is mounted with it, and seen."""
+    own is mounted with it, and seen. `key` is secret: a plain digest would tell a short password to whoever guesses."""
     own = [line for line in text.splitlines() if not _OURS.fullmatch(line)]
     marked = sorted(name for name in values if "/" not in name and name not in READ_WHILE_RUNNING)
-    lines = [f"{_variable(name)}={hashlib.sha256(values[name]).hexdigest()[:16]}" for name in marked]
+    lines = [f"{_variable(name)}={_mark(key, values[name])}" for name in marked]
     return "".join(f"{line}\n" for line in own + lines)
+
+
+def _mark(key: bytes, content: bytes) -> str:
+    return hmac.new(key, content, "sha256").hexdigest()[:16]
 
 
 def _variable(name: str) -> str:

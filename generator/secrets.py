@@ -47,6 +47,7 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
     "grafana_secret_key": _token,
     "logs_password": _token,
     "logs_setup_password": _token,
+    "marks_key": _token,
 }
 """What is random; everything else follows from it."""
 
@@ -273,7 +274,7 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
             for place in [path for path in folder.rglob("*") if not path.is_dir()]:
                 if place.relative_to(folder).as_posix() not in wanted:
                     place.unlink()
-            _mark(folder.with_name(secret_marks.FILE), wanted)
+            _mark(folder.with_name(secret_marks.FILE), wanted, _given(values, "marks_key"))
 
 
 def _put(place: Path, content: bytes, uid: int, *, in_place: bool) -> None:
@@ -283,12 +284,12 @@ def _put(place: Path, content: bytes, uid: int, *, in_place: bool) -> None:
         write(place, content, owner=uid)
 
 
-def _mark(file: Path, wanted: Values) -> None:
-    """Open to everybody who may call compose there, for no digest tells a random secret; an operator's own `.env` stays
-    as closed as it is. Last: cut off before, the next run finds it old."""
+def _mark(file: Path, wanted: Values, key: bytes) -> None:
+    """Open to everybody who may call compose there; an operator's own `.env` stays as closed as it is. Last: cut off
+    before, the next run finds it old."""
     there = file.exists()
     text = file.read_text(encoding="utf-8", errors="surrogateescape") if there else ""
-    marked = secret_marks.with_marks(text, wanted)
+    marked = secret_marks.with_marks(text, wanted, key)
     if marked != text:
         content = marked.encode(errors="surrogateescape")
         secret_files.replace(file, content, mode=file.stat().st_mode & 0o777 if there else 0o644)

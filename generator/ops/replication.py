@@ -58,7 +58,7 @@ def wait_in_step(place: Place, on_line: Callable[[str], None]) -> None:
             said = f"its link to the master, {facts.get('master_host')}:{facts.get('master_port')}, is down"
         time.sleep(0.5)
     raise Unhealthy(
-        f"the Redis of {place.host.name} is not in step after {IN_STEP_SECONDS:g} s: {said}. No other host "
+        f"the Redis of {place.host.name} is not in step after {IN_STEP_SECONDS:g} s: {said}. No host after it "
         "was touched. If that one does not run: `up --host` it; else `logs redis --host` of both says more"
     )
 

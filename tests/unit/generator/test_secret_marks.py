@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import stat
 from pathlib import Path
@@ -100,11 +101,25 @@ def test_rendering_leaves_the_marks_alone(tmp_path: Path) -> None:
     assert (tmp_path / "gpu-01/.env").read_bytes() == before
 
 
+def test_a_mark_tells_no_password_to_who_guesses(tmp_path: Path) -> None:
+    """The file is open to everybody on the host, and a mail server's password may be a short one."""
+    made, the_plan = store(tmp_path), PLANS[0]
+    made.lay_out(the_plan, tmp_path, uid=UID)
+    before, values = marks(tmp_path / "gpu-02"), made.read()
+    digests = {hashlib.sha256(content).hexdigest()[:16] for content in values.values()}
+    assert not digests & set(before.values())
+    made.rotate("marks_key")
+    made.lay_out(the_plan, tmp_path, uid=UID)
+    after = marks(tmp_path / "gpu-02")
+    assert [name for name in before if after[name] == before[name]] == []
+    assert all("marks_key" not in for_host(host, values) for host in the_plan.hosts), "it stays where it was made"
+
+
 def test_no_two_secrets_share_a_mark(tmp_path: Path) -> None:
     values = store(tmp_path).read()
     for the_plan in PLANS:
         for host in the_plan.hosts:
             wanted = for_host(host, values)
             marked = [name for name in wanted if "/" not in name and name != "api_keys"]
-            assert len(secret_marks.with_marks("", wanted).splitlines()) == len(marked)
+            assert len(secret_marks.with_marks("", wanted, b"key").splitlines()) == len(marked)
             assert len(set(secret_marks.label(marked).split())) == len(marked)
