@@ -2,6 +2,8 @@
 
 Each side is a process of its own with the same models, threads and device, which waits while the other one works; the
 rounds alternate who begins, so that a noisy neighbour disturbs both. Figures are medians; a ratio above 1: ours ahead.
+Jobs are measured in several processes a side: where a process lies in memory makes it some percent faster or slower
+for all its life, and one pair alone would show that instead.
   jobs         steps/s and frames/s: one job, equal jobs in a row, and a clip longer than the motion module's window
                (ours with context windows, diffusers with FreeNoise of the same window and stride); the processor's
                seconds of a job, which say more than the clock on a machine with other work; and how much of a job
@@ -39,12 +41,14 @@ WAIT_SECONDS = 1800.0
 REPEATED = 6
 WARM_REQUESTS = 9
 WINDOW, STRIDE = 16, 12
+SIDES = ("ours", "plain")
 PARTS = ["jobs", "start", "http", "gpu"]
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of every measurement (default %(default)s)")
+    parser.add_argument("--pairs", type=int, default=3, help="of processes, each with all rounds (default %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each side (default %(default)s)")
     parser.add_argument("--models", type=Path, help="a models volume, with folders in diffusers' layout")
@@ -81,11 +85,9 @@ def cases(device: str) -> dict[str, tuple[int, dict[str, Any]]]:
     }
 
 
-def measure_jobs(sides: list[Side], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    chosen = {name: case for name, case in cases(arguments.device).items() if arguments.cases in name}
-    for name, (count, order) in chosen.items():
-        found: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
+def measure_jobs(sides: list[Side], arguments: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
+    """Adds each round's figures to those of "<case> <side>"."""
+    for name, (count, order) in chosen_cases(arguments).items():
         for number in range(arguments.rounds):
             for side in sides if number % 2 else sides[::-1]:
                 answers = [side.ask(**order) for _ in range(count)]
@@ -94,14 +96,20 @@ def measure_jobs(sides: list[Side], arguments: argparse.Namespace) -> list[dict[
                 rates = {"steps": 1 / step, "frames": count * order["frames"] / seconds}
                 encoding = sum(answer.get("encode_seconds", 0.0) for answer in answers) / seconds
                 rates["cpu"] = sum(answer["cpu_seconds"] for answer in answers) / count
-                found[side.name].append(rates | {"peak": answers[-1]["peak_mib"] or 0, "encode": encoding})
-        row: dict[str, Any] = {"case": name}
-        for side in sides:
-            for key in ("steps", "frames", "cpu", "peak", "encode"):
-                row[f"{side.name} {key}"] = statistics.median(sample[key] for sample in found[side.name])
-        rows.append(row)
-        show_job(row)
-    return rows
+                rates |= {"peak": answers[-1]["peak_mib"] or 0, "encode": encoding}
+                found.setdefault(f"{name} {side.name}", []).append(rates)
+
+
+def chosen_cases(arguments: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
+    return {name: case for name, case in cases(arguments.device).items() if arguments.cases in name}
+
+
+def medians(name: str, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": name}
+    for side in SIDES:
+        samples = found[f"{name} {side}"]
+        row |= {f"{side} {key}": statistics.median(sample[key] for sample in samples) for key in samples[0]}
+    return row
 
 
 def show_job(row: dict[str, Any]) -> None:
@@ -275,7 +283,7 @@ def both_sides(models: Path, arguments: argparse.Namespace) -> Iterator[list[Sid
     """Running, and each with one tiny job behind it."""
     sides = []
     try:
-        for name in ("ours", "plain"):
+        for name in SIDES:
             sides.append(Side(name, models, arguments))
             sides[-1].ask(**order_of(64, 2, 1))
         yield sides
@@ -285,10 +293,17 @@ def both_sides(models: Path, arguments: argparse.Namespace) -> Iterator[list[Sid
 
 
 def run_jobs(models: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    found: dict[str, list[dict[str, float]]] = {}
+    for number in range(arguments.pairs):
+        print(f"jobs: pair {number + 1} of {arguments.pairs}", file=sys.stderr, flush=True)
+        with both_sides(models, arguments) as sides:
+            measure_jobs(sides, arguments, found)
     head = "".join(f"{f'{what}: ours plain ratio':>27}" for what in ("steps/s", "frames/s", "CPU s"))
     print(f"{'jobs, ' + arguments.device:44}{head}  encoding", flush=True)
-    with both_sides(models, arguments) as sides:
-        return measure_jobs(sides, arguments)
+    rows = [medians(name, found) for name in chosen_cases(arguments)]
+    for row in rows:
+        show_job(row)
+    return rows
 
 
 def run_start(models: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -248,3 +248,15 @@ class RedisLink:
                 f"Redis at {address} has maxmemory-policy {policy!r}: it would throw accepted jobs away when memory "
                 "runs short. Set `maxmemory-policy noeviction` in its redis.conf and restart it"
             )
+
+
+async def execute(client: Redis, *command: bytes | str | int) -> Any:
+    """As `client.execute_command`, for a fifth less of a whole call's time: no retries, which we do not want, and no
+    telemetry. What fails closes the connection there as well."""
+    pool = client.connection_pool
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    try:
+        await connection.send_command(*command)
+        return await connection.read_response()
+    finally:
+        await pool.release(connection)

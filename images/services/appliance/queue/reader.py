@@ -12,7 +12,7 @@ from appliance.job import DEFAULT_CLASS, JobState
 from appliance.queue.events import EventReader, StreamEntries
 from appliance.queue.hints import follow_hints
 from appliance.queue.types import JobRecord, StreamEvent, WorkerRecord
-from appliance.redis_link import RedisLink
+from appliance.redis_link import RedisLink, execute
 
 NOTES_SECONDS = 7 * 86400
 MOST_EVENTS = 5000
@@ -101,7 +101,7 @@ class Reader:
         milliseconds = max(1, round(seconds * 1000))
 
         async def read(client: Redis) -> None:
-            await client.xread({keys.WAKE: cursor}, count=1, block=milliseconds)
+            await execute(client, "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", keys.WAKE, cursor)
 
         await self._link.run(read)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 from contextlib import AbstractContextManager
@@ -69,6 +70,7 @@ class DiffusersEngine:
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise EngineError("GPU_LOST", "APPLIANCE_DEVICE is cuda, but PyTorch sees no GPU")
         torch.set_num_threads(settings.threads)
+        gc.freeze()  # the libraries stay: no collection between two checkpoints has to look through them
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,15 +25,20 @@ class TextReader:
     """One pipeline's tokenizer and text encoder. `clip_skip` counts layers from the end, 1 is the last one."""
 
     def __init__(self, pipeline: Any, clip_skip: int = 1) -> None:
+        self._pipeline = pipeline
         self._tokenizer = pipeline.tokenizer
         self._encoder = pipeline.text_encoder
-        self._device = pipeline._execution_device
         self._clip_skip = clip_skip
         self._read: dict[tuple[tuple[int, float], ...], torch.Tensor] = {}
         layers = self._encoder.config.num_hidden_layers
         if clip_skip > layers:
             raise EngineError("INVALID_INPUT", f"clip_skip {clip_skip}: this text encoder has {layers} layers")
         self._length = min(self._tokenizer.model_max_length, self._encoder.config.max_position_embeddings) - 2
+
+    @cached_property
+    def _device(self) -> Any:
+        """The pipeline looks through all its modules for it: only who reads, and does not count alone, has to know."""
+        return self._pipeline._execution_device
 
     def chunks(self, prompt: str) -> list[Chunk]:
         """At least one, and no more than CHUNKS_LIMIT."""

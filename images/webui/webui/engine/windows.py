@@ -31,6 +31,12 @@ class WindowedUNet(UNetMotionModel):  # type: ignore[misc]
     is_short = False
     _compiled: Any = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all weights alike. Asked in every step, where the library's own looks through all modules each time."""
+        kind: torch.dtype = self.conv_in.weight.dtype
+        return kind
+
     def compile(self, *args: Any, **options: Any) -> None:
         """For clips without windows. With them each length would be compiled anew, layer by layer."""
         self._compiled = torch.compile(super().forward, *args, **options)
