@@ -236,11 +236,13 @@ class Setup:
             return 0
 
     def state(self, body: Any = None) -> httpx.Response:
-        """GET /state, or PUT of `body` where one is given."""
+        """GET /state, or PUT of `body` where one is given, until all of nginx's workers know it."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket), verify=PLAIN)) as client:
             if body is None:
                 return client.get("http://state/state")
-            return client.put("http://state/state", content=body if isinstance(body, str) else json.dumps(body))
+            answer = client.put("http://state/state", content=body if isinstance(body, str) else json.dumps(body))
+        time.sleep(0.002)  # each worker looks for a new one in each of nginx's milliseconds once
+        return answer
 
     def peers(self, pool: str) -> list[dict[str, Any]]:
         answer = self.state()
