@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.integration.redis_server import PASSWORD, SERVICES, free_ports
+from tests.integration.redis_server import IMAGES, PASSWORD, SERVICES, free_ports
 
 KEYS = {"ada": "ada-key", "bob": "bob-key", "root": "root-key"}
 READY_SECONDS = 15
@@ -27,6 +28,11 @@ def write_keys(path: Path) -> None:
     path.write_text("# keys\n" + "".join(lines))
 
 
+def malloc_settings() -> dict[str, str]:
+    """Those of the image."""
+    return dict(re.findall(r"(MALLOC_\w+)=(\w+)", Path(IMAGES, "services/Dockerfile").read_text()))
+
+
 @contextlib.asynccontextmanager
 async def running_api(folder: Path, redis: Mapping[str, str], before: str = "") -> AsyncIterator[str]:
     """Its URL. `redis` says where Redis is; its log is in `folder`. Asked to end at the end, it has to exit 0. `before`
@@ -35,6 +41,7 @@ async def running_api(folder: Path, redis: Mapping[str, str], before: str = "") 
     write_keys(folder / "api_keys")
     (port,) = free_ports(1)
     environment = {
+        **malloc_settings(),
         "PYTHONPATH": SERVICES,
         "APPLIANCE_SECRETS_DIR": str(folder),
         "APPLIANCE_NODE_NAME": "test",
