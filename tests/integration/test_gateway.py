@@ -465,6 +465,34 @@ def test_the_state_returns_soon_after_the_gateway_restarted(setup: Setup) -> Non
     print(f"\nready {seconds:.2f} s after the container's restart")
 
 
+@pytest.mark.parametrize("kind", ["drain", "quarantine"])
+def test_a_controller_that_starts_without_redis_keeps_to_the_orders(setup: Setup, kind: str) -> None:
+    """The node that is ordered out answers as well as the others; only the gateway still knows."""
+    setup.stop_controller()
+    before = setup.state().json()["state"]
+    orders = {NODES[1]: json.dumps({"order": kind, "by": "ada", "at": 0}), NODES[2]: "no order"}
+    assert setup.state(before | {"version": before["version"] + 1, "orders": orders}).status_code == 200
+    setup.start_controller()
+    try:
+        weights: dict[str, float] = {}
+
+        def others_are_in() -> bool:
+            weights.clear()
+            weights.update({peer["name"]: peer["weight"] for peer in setup.peers("webui")})
+            state = setup.state().json()["state"]
+            return state["epoch"] != before["epoch"] and all(weights.get(name, 0) > 0 for name in (NODES[0], NODES[2]))
+
+        for _ in range(2):  # as soon as it knows them, and still when it has pushed again
+            wait_for("the other nodes", others_are_in, setup.logs)
+            assert weights.get(NODES[1]) == (0 if kind == "drain" else None)
+            time.sleep(2.5)
+        assert set(setup.state().json()["state"]["orders"]) == {NODES[1]}
+    finally:
+        setup.stop_controller()
+        last = setup.state().json()["state"]
+        setup.state(last | {"version": last["version"] + 1, "orders": {}})
+
+
 @pytest.mark.parametrize(
     "path",
     ["/internal/auth", "/internal/generate", "/metrics", "/webui/internal/generate", "/webui/internal",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appliance.controller.judgement import NOTHING_KNOWN, Known, Worker
 from appliance.errors import QueueError
@@ -43,6 +43,10 @@ class Facts:
     def server_now(self) -> float:
         """Unix seconds by the Redis server's clock, as far as the last look tells."""
         return time.monotonic() + self._server_ahead
+
+    def remember(self, orders: Mapping[str, Order]) -> None:
+        """From before this process: they hold until Redis tells others. Its absence must not take a node back in."""
+        self.known = replace(self.known, orders=orders)
 
     async def run(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The controller's door to its nginx, a unix socket: PUT /state in, GET /counts out."""
+"""The controller's door to its nginx, a unix socket: PUT /state in, GET /state and /counts out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from async_timeout import timeout
 from appliance.controller.exchange import Answer, Exchange, ExchangeError
 from appliance.controller.outliers import Tally
 from appliance.controller.policy import Peer, Peers
+from appliance.queue.orders import Order
 
 _TIMEOUT_SECONDS = 1.0
 
@@ -27,6 +28,15 @@ class Gateway:
 
     async def push(self, state: bytes) -> None:
         await self._ask("PUT /state", state)
+
+    async def orders(self) -> dict[str, Order]:
+        """Those that the state was decided with which it has now: a controller that was here before left them there."""
+        try:
+            told = json.loads((await self._ask("GET /state")).body)["state"].get("orders", {})
+            parsed = {str(name): Order.parse(text) for name, text in told.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise PushError(f"no orders: {type(error).__name__} {error}") from None
+        return {name: order for name, order in parsed.items() if order}
 
     async def counts(self) -> Mapping[str, Any]:
         """What became of the requests to each peer, by "<pool> <name>", since nginx was started; see counts.lua."""
@@ -70,10 +80,12 @@ def tallies(counts: Mapping[str, Any], pool: str) -> dict[str, Tally]:
     return found
 
 
-def encode(epoch: str, version: int, peers: Peers) -> bytes:
-    """The gateway's state document; equal input gives equal bytes, which the gateway relies on."""
+def encode(epoch: str, version: int, peers: Peers, orders: Mapping[str, Order]) -> bytes:
+    """The gateway's state document; equal input gives equal bytes, which the gateway relies on. It only keeps the
+    orders, for the controller that comes after this one."""
     pools = {pool: [_document(peer, pool) for peer in members] for pool, members in peers.items()}
-    return json.dumps({"epoch": epoch, "version": version, "pools": pools}, sort_keys=True).encode()
+    kept = {name: order.to_json() for name, order in orders.items()}
+    return json.dumps({"epoch": epoch, "version": version, "pools": pools, "orders": kept}, sort_keys=True).encode()
 
 
 def _document(peer: Peer, pool: str) -> dict[str, object]:

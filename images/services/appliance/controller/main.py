@@ -11,7 +11,7 @@ import uvloop
 
 from appliance.controller.chronicle import Chronicle
 from appliance.controller.facts import Facts
-from appliance.controller.gateway import Gateway
+from appliance.controller.gateway import Gateway, PushError
 from appliance.controller.policy import Rules, Target
 from appliance.controller.probe import Pace, Prober
 from appliance.controller.reconcile import Reconciler
@@ -40,6 +40,10 @@ async def control(settings: ControllerSettings) -> None:
     book = NodeBook(link, settings.redis.replicas)
     facts, chronicle = Facts(book), Chronicle(book, name)
     gateway = Gateway(settings.gateway_socket)
+    try:
+        facts.remember(await gateway.orders())
+    except PushError as error:
+        log.info("the gateway knows of no orders: %s", error)
     reconciler = Reconciler(settings.targets, Rules(), gateway, facts, name=name, on_change=chronicle.tell)
     log.info("watching %d targets", len(settings.targets))
     with stop_on_signals(stop):

@@ -21,6 +21,7 @@ from appliance.controller.judgement import Known, Standings, due_quarantines, ju
 from appliance.controller.policy import Node, Observation, Peers, Rules, Standing, State, Target, decide, observe
 from appliance.lifecycle import start_task, touch_heartbeat
 from appliance.logs import OnceUntilChanged, fields
+from appliance.queue.orders import Order
 
 log = logging.getLogger(__name__)
 PUSH_SECONDS = 2.0
@@ -56,7 +57,7 @@ class Reconciler:
         self._changed = asyncio.Event()
         self._epoch = str(time.time_ns() // 1000)
         self._version = 0
-        self._peers: Peers | None = None
+        self._stated: tuple[Peers, Mapping[str, Order]] | None = None
         self._pushed_at = float("-inf")
         self._trouble = OnceUntilChanged(log)
 
@@ -87,13 +88,13 @@ class Reconciler:
         peers = decide(self._nodes.values(), now, self._rules, standings)
         if peers is None:
             return
-        if peers != self._peers:
+        if (peers, known.orders) != self._stated:
             self._version += 1
-            self._peers = peers
+            self._stated = peers, known.orders
             self._pushed_at = float("-inf")
             log.debug("state %d: %s", self._version, _summary(peers), extra=fields(event="state_changed"))
         if now - self._pushed_at >= PUSH_SECONDS:
-            await self._push(peers)
+            await self._push(peers, known.orders)
 
     def _known(self, now: float) -> Known:
         known = replace(self._facts.known, usual=self._usual)
@@ -112,9 +113,9 @@ class Reconciler:
         here = {name: tally for name, tally in seen.items() if ("webui", name) in self._nodes}
         self._outliers = outliers.look(self._outliers, here, time.monotonic(), self._rules)
 
-    async def _push(self, peers: Peers) -> None:
+    async def _push(self, peers: Peers, orders: Mapping[str, Order]) -> None:
         try:
-            await self._gateway.push(encode(self._epoch, self._version, peers))
+            await self._gateway.push(encode(self._epoch, self._version, peers, orders))
         except PushError as error:
             self._trouble.failing(f"cannot push the state: {error}", event="push_failed")
         else:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from appliance.controller.exchange import Answer, ExchangeError, _parse
@@ -7,6 +9,7 @@ from appliance.controller.gateway import encode, tallies
 from appliance.controller.outliers import Tally
 from appliance.controller.policy import Observation, Peer
 from appliance.controller.probe import read_answer
+from appliance.queue.orders import Order, OrderKind
 
 SEEN = Observation(1.0, "10.0.0.1")
 
@@ -81,7 +84,14 @@ def test_tallies_of_a_pool() -> None:
 
 def test_the_state_document() -> None:
     peers = {"api": (Peer("a", "10.0.0.1", 8000, 1.0),), "webui": (Peer("w", "10.0.0.2", 7860, 0.5, 2),)}
-    assert encode("17", 3, peers) == (
-        b'{"epoch": "17", "pools": {"api": [{"ip": "10.0.0.1", "name": "a", "port": 8000, "weight": 1.0}], '
-        b'"webui": [{"busy": 2, "ip": "10.0.0.2", "name": "w", "port": 7860, "weight": 0.5}]}, "version": 3}'
-    )
+    orders = {"w": Order(OrderKind.DRAIN, "ada", 1.5)}
+    assert json.loads(encode("17", 3, peers, orders)) == {
+        "epoch": "17",
+        "version": 3,
+        "pools": {
+            "api": [{"ip": "10.0.0.1", "name": "a", "port": 8000, "weight": 1.0}],
+            "webui": [{"busy": 2, "ip": "10.0.0.2", "name": "w", "port": 7860, "weight": 0.5}],
+        },
+        "orders": {"w": orders["w"].to_json()},
+    }
+    assert encode("17", 3, dict(reversed(peers.items())), orders) == encode("17", 3, peers, orders)

@@ -1,9 +1,10 @@
 -- Which peers may get traffic, as the controller last said it. The whole state is replaced by
 --   PUT /state  {"epoch": "<controller's start, µs>", "version": n,
 --                "pools": {"api": [{"name", "ip", "port", "weight"}],
---                          "webui": [{"name", "ip", "port", "weight", "busy"}]}}
+--                          "webui": [{"name", "ip", "port", "weight", "busy"}]}, "orders": {…}}
 -- weight 0: draining, what runs there goes on and nothing new begins; an api may still be asked whose key is good (its
 -- weight may be missing). A peer that is not listed loses its WebSockets.
+-- orders: nothing to the gateway, which gives them back to the controller that comes next.
 -- busy (may be missing): how much the node itself says it has to do.
 -- 200 accepted, 400 malformed, 409 older than what is known; a refused state changes nothing. GET /state shows it.
 -- The shared dict outlives a reload, not a restart: the controller pushes again every 2 s.
