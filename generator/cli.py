@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -90,9 +91,9 @@ def check(file: File = DEFAULT_FILE) -> None:
 def render(file: File = DEFAULT_FILE, out: Out = DEFAULT_OUT) -> None:
     """Write one self-contained folder per host: compose.yaml and the configuration it mounts."""
     the_plan = _plan(file)
-    left_behind = refuse_to_lose_the_queue(the_plan, out)
     progress = Progress()
-    with progress.task("render") as task:
+    with tree.alone(out, "render") if out.is_dir() else nullcontext(), progress.task("render") as task:
+        left_behind = refuse_to_lose_the_queue(the_plan, out)
         changes = tree.write(out, render_plan(the_plan, read_sources()))
         task.finish(f"{len(the_plan.hosts)} hosts in {out}, {len(changes)} files changed")
     for notice in (*the_plan.notices, *([left_behind] if left_behind else [])):
@@ -170,8 +171,9 @@ def down(
 ) -> None:
     """Stop and remove the containers. Data stays unless --volumes is given."""
     targets, progress = cluster.places(_plan(file), out, only=host, ssh=ssh), Progress()
-    boot.remove(targets, progress)
-    cluster.down(targets, progress, volumes=volumes)
+    with tree.alone(out, "down"):
+        boot.remove(targets, progress)
+        cluster.down(targets, progress, volumes=volumes)
 
 
 @app.command()
@@ -253,7 +255,9 @@ def restore(
 ) -> None:
     """Put a backup in place of the queue and start Redis with it; what came later is gone."""
     progress = Progress(Mode.JSON if as_json else Mode.AUTO)
-    counts = backup_ops.restore(cluster.places(_plan(file), out, ssh=ssh), source, progress, force=force)
+    targets = cluster.places(_plan(file), out, ssh=ssh)
+    with tree.alone(out, "restore"):
+        counts = backup_ops.restore(targets, source, progress, force=force)
     if as_json:
         print(json.dumps({"file": str(source), "counts": counts}))
     else:

@@ -228,9 +228,12 @@ def alone(out: Path, command: str) -> Iterator[None]:
             other = file.read().strip() or "another command"
             raise UserError(f"{out}: {other} is at work on this cluster; wait for it to end, or stop it") from None
         file.truncate(0)
-        file.write(f"`{command}` (process {os.getpid()})\n")
-        file.flush()
-        yield
+        with suppress(OSError):  # the lock holds also on a full disk, which `down` may be the remedy for
+            os.write(file.fileno(), f"`{command}` (process {os.getpid()})\n".encode())
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 @contextmanager

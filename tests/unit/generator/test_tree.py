@@ -190,16 +190,16 @@ def test_alone_over_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [["up"], ["upgrade", "--image", "9.9"]])
+@pytest.mark.parametrize("words", [["render"], ["up"], ["down"], ["restore", "a.tar"], ["upgrade", "--image", "9.9"]])
 def test_commands_that_change_what_runs_work_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     """Even two that would do the same: each would go on from what the other has not yet done."""
     file, out = ROOT / "config/cluster.demo.yaml", tmp_path / "out"
-    named = [] if words == ["up"] else ["--file"]
+    named = ["--file"] if words[0] in ("upgrade", "restore") else []
     tree.write(out, render(plan(load(file).cluster), read_sources()))
-    monkeypatch.setattr("generator.ops.cluster.up", lambda *_, **__: pytest.fail("both are at work"))
-    monkeypatch.setattr("generator.cli_upgrade._prepare", lambda *_: pytest.fail("both are at work"))
+    for name in ("tree.write", "ops.cluster.up", "ops.boot.remove", "ops.backup.restore", "cli_upgrade._prepare"):
+        monkeypatch.setattr(f"generator.{name}", lambda *_, **__: pytest.fail("both are at work"))
     with tree.alone(out, words[0]):
         result = CliRunner().invoke(app, [*words, "--out", str(out), *named, str(file)])
     assert isinstance(result.exception, UserError), result.output
