@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -204,3 +205,17 @@ def test_commands_that_change_what_runs_work_alone(
         result = CliRunner().invoke(app, [*words, "--out", str(out), *named, str(file)])
     assert isinstance(result.exception, UserError), result.output
     assert "is at work on this cluster" in str(result.exception)
+
+
+def test_to_work_alone_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`down` may be what a full disk is waiting for. Then the other command only lacks a name."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("generator.tree.os.write", full)
+        with tree.alone(tmp_path, "down"):
+            disk.undo()
+            with pytest.raises(UserError, match="another command is at work"), tree.alone(tmp_path, "up"):
+                pass
