@@ -51,6 +51,9 @@ PLAIN: Mapping[str, Callable[[], bytes]] = {
 }
 """What is random; everything else follows from it."""
 
+MARKS_KEY = "marks_key"
+"""For `secret_marks` alone. A cluster of an earlier release has none before its secrets are laid out again."""
+
 API_KEYS = "api_keys"
 
 MONITORING, LOGS = "monitoring-", "logs-"
@@ -138,7 +141,8 @@ class Store:
 
     def read(self) -> Values:
         with secret_files.told(self.folder):
-            values = {name: (self.folder / name).read_bytes() for name in PLAIN}
+            wanted = [name for name in PLAIN if name != MARKS_KEY or (self.folder / name).exists()]
+            values = {name: (self.folder / name).read_bytes() for name in wanted}
             made = ("tls.*", "redis-*.*", f"{MONITORING}*.*", f"{LOGS}*.*")
             for path in (self.folder / "ca.crt", *(path for pattern in made for path in self.folder.glob(pattern))):
                 if path.exists():
@@ -148,6 +152,7 @@ class Store:
     def lay_out(self, plan: Plan, out: Path, *, uid: int = UID) -> None:
         """`lay_out` of what is here now: nobody changes it meanwhile, or lays out something older afterwards."""
         with self._one_at_a_time():
+            secret_files.create(self.folder / MARKS_KEY, PLAIN[MARKS_KEY])
             lay_out(plan, out, self.read(), uid=uid)
 
 
@@ -274,7 +279,7 @@ def lay_out(plan: Plan, out: Path, values: Values, *, uid: int = UID) -> None:
             for place in [path for path in folder.rglob("*") if not path.is_dir()]:
                 if place.relative_to(folder).as_posix() not in wanted:
                     place.unlink()
-            _mark(folder.with_name(secret_marks.FILE), wanted, _given(values, "marks_key"))
+            _mark(folder.with_name(secret_marks.FILE), wanted, _given(values, MARKS_KEY))
 
 
 def _put(place: Path, content: bytes, uid: int, *, in_place: bool) -> None:

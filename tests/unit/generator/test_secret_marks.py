@@ -115,6 +115,16 @@ def test_a_mark_tells_no_password_to_who_guesses(tmp_path: Path) -> None:
     assert all("marks_key" not in for_host(host, values) for host in the_plan.hosts), "it stays where it was made"
 
 
+def test_a_cluster_of_before_gets_its_key_with_the_next_marks(tmp_path: Path) -> None:
+    """What only reads the secrets, a backup before the upgrade for one, needs none."""
+    made = store(tmp_path)
+    (made.folder / "marks_key").unlink()
+    assert "marks_key" not in made.read()
+    made.lay_out(PLANS[0], tmp_path, uid=UID)
+    assert stat.S_IMODE((made.folder / "marks_key").stat().st_mode) == 0o600
+    assert marks(tmp_path / "gpu-02")
+
+
 def test_no_two_secrets_share_a_mark(tmp_path: Path) -> None:
     values = store(tmp_path).read()
     for the_plan in PLANS:
