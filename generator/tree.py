@@ -219,21 +219,32 @@ def alone(out: Path, command: str) -> Iterator[None]:
     if not out.is_dir():
         raise UserError(f"{out} has not been rendered; run `python -m generator render` first")
     with _told(out):
-        file = (out / _AT_WORK).open("a+")
-    with file:
+        descriptor = _open_to_lock(out / _AT_WORK)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            other = file.read().strip() or "another command"
+            os.close(descriptor)
+            other = "another command"
+            with suppress(OSError):
+                other = (out / _AT_WORK).read_text(encoding="utf-8").strip() or other
             raise UserError(f"{out}: {other} is at work on this cluster; wait for it to end, or stop it") from None
-        file.truncate(0)
-        with suppress(OSError):  # the lock holds also on a full disk, which `down` may be the remedy for
-            os.write(file.fileno(), f"`{command}` (process {os.getpid()})\n".encode())
-        try:
-            yield
-        finally:
-            file.truncate(0)
+    try:
+        with suppress(OSError):  # the lock holds without a name, too
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"`{command}` (process {os.getpid()})\n".encode())
+        yield
+    finally:
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+        os.close(descriptor)
+
+
+def _open_to_lock(file: Path) -> int:
+    """`down` writes nothing: it must work on a full disk, and where somebody else has rendered or was at work."""
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        return os.open(file if file.is_file() else file.parent, os.O_RDONLY)
 
 
 @contextmanager

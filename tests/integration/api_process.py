@@ -30,7 +30,9 @@ def write_keys(path: Path) -> None:
 
 def malloc_settings() -> dict[str, str]:
     """Those of the image."""
-    return dict(re.findall(r"(MALLOC_\w+)=(\w+)", Path(IMAGES, "services/Dockerfile").read_text()))
+    found = dict(re.findall(r"(MALLOC_\w+)=(\w+)", Path(IMAGES, "services/Dockerfile").read_text()))
+    assert found
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,3 +220,35 @@ def test_to_work_alone_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
             disk.undo()
             with pytest.raises(UserError, match="another command is at work"), tree.alone(tmp_path, "up"):
                 pass
+
+
+ALONE_OR_NOT = """
+import os, sys
+from pathlib import Path
+from generator import tree
+from generator.errors import UserError
+os.setuid(65534)
+try:
+    with tree.alone(Path(sys.argv[1]), "down"):
+        print("alone")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+@pytest.mark.parametrize("was_at_work", [False, True])
+def test_another_user_may_work_alone(was_at_work: bool) -> None:
+    """Who renders is often not who ends it; and one that may only read is kept off all the same."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        out = Path(name)
+        out.chmod(0o755)
+
+        def other() -> str:
+            argv = [sys.executable, "-c", ALONE_OR_NOT, name]
+            return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+
+        if was_at_work:
+            with tree.alone(out, "up"):
+                assert "`up`" in other()
+        assert other() == "alone\n"

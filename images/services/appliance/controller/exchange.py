@@ -8,7 +8,7 @@ from typing import cast
 
 from appliance.errors import ApplianceError
 
-_LONGEST_ANSWER = 64 * 1024
+LONGEST_ANSWER = 64 * 1024
 
 
 class ExchangeError(ApplianceError):
@@ -26,7 +26,7 @@ class Exchange(asyncio.Protocol):
     raises OSError or ExchangeError. The caller bounds the time and calls `abort`. A protocol and not a pair of streams:
     there are dozens a second."""
 
-    def __init__(self, request: str, host: str, body: bytes = b"", *, longest: int = _LONGEST_ANSWER) -> None:
+    def __init__(self, request: str, host: str, body: bytes = b"", *, longest: int = LONGEST_ANSWER) -> None:
         head = f"{request} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._message = head.encode("ascii") + body

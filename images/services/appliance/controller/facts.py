@@ -45,7 +45,8 @@ class Facts:
         return time.monotonic() + self._server_ahead
 
     def remember(self, orders: Mapping[str, Order]) -> None:
-        """From before this process: they hold until Redis tells others. Its absence must not take a node back in."""
+        """From before this process: they hold until Redis tells others, also those that end by themselves, as all does
+        while it cannot be asked. Its absence must not take a node back in."""
         self.known = replace(self.known, orders=orders)
 
     async def run(self) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from async_timeout import timeout
 
-from appliance.controller.exchange import Answer, Exchange, ExchangeError
+from appliance.controller.exchange import LONGEST_ANSWER, Answer, Exchange, ExchangeError
 from appliance.controller.outliers import Tally
 from appliance.controller.policy import Peer, Peers
 from appliance.queue.orders import Order
 
 _TIMEOUT_SECONDS = 1.0
+_LONGEST_STATE = 2 << 20  # twice what it takes: orders are texts within texts
 
 
 class PushError(Exception):
@@ -32,7 +33,8 @@ class Gateway:
     async def orders(self) -> dict[str, Order]:
         """Those that the state was decided with which it has now: a controller that was here before left them there."""
         try:
-            told = json.loads((await self._ask("GET /state")).body)["state"].get("orders", {})
+            answer = await self._ask("GET /state", longest=_LONGEST_STATE)
+            told = json.loads(answer.body)["state"].get("orders", {}) if answer.status == 200 else {}
             parsed = {str(name): Order.parse(text) for name, text in told.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PushError(f"no orders: {type(error).__name__} {error}") from None
@@ -48,20 +50,19 @@ class Gateway:
             raise PushError("no counts: peers is no object")
         return {name: numbers for name, numbers in peers.items() if isinstance(numbers, dict)}
 
-    async def _ask(self, request: str, body: bytes = b"") -> Answer:
+    async def _ask(self, request: str, body: bytes = b"", *, longest: int = LONGEST_ANSWER) -> Answer:
         try:
             async with timeout(_TIMEOUT_SECONDS):
-                answer = await self._exchange(request, body)
+                answer = await self._exchange(Exchange(request, "state", body, longest=longest))
         except asyncio.TimeoutError:
             raise PushError(f"no answer within {_TIMEOUT_SECONDS:g} s") from None
         except (OSError, ExchangeError) as error:
             raise PushError(f"{type(error).__name__} {error}") from error
-        if answer.status != 200:
+        if answer.status != 200 and (request, answer.status) != ("GET /state", 404):  # it has none yet
             raise PushError(f"refused with {answer.status} {answer.body[:200].decode(errors='replace')}")
         return answer
 
-    async def _exchange(self, request: str, body: bytes) -> Answer:
-        asking = Exchange(request, "state", body)
+    async def _exchange(self, asking: Exchange) -> Answer:
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: asking, str(self._socket))
             return await asking.answer

@@ -17,12 +17,13 @@ from appliance.controller.probe import Pace, Prober
 from appliance.controller.reconcile import Reconciler
 from appliance.controller.settings import ControllerSettings, read_controller_settings
 from appliance.lifecycle import cancel_tasks, start_task, stop_on_signals
-from appliance.logs import configure_logging
+from appliance.logs import configure_logging, fields
 from appliance.process_figures import tell_process
 from appliance.queue.nodes import NodeBook
 from appliance.redis_link import RedisLink
 
 log = logging.getLogger(__name__)
+ORDER_TRIES, ORDER_PAUSE_SECONDS = 5, 0.2
 
 
 def run() -> None:
@@ -40,10 +41,7 @@ async def control(settings: ControllerSettings) -> None:
     book = NodeBook(link, settings.redis.replicas)
     facts, chronicle = Facts(book), Chronicle(book, name)
     gateway = Gateway(settings.gateway_socket)
-    try:
-        facts.remember(await gateway.orders())
-    except PushError as error:
-        log.info("the gateway knows of no orders: %s", error)
+    await remember_orders(facts, gateway)
     reconciler = Reconciler(settings.targets, Rules(), gateway, facts, name=name, on_change=chronicle.tell)
     log.info("watching %d targets", len(settings.targets))
     with stop_on_signals(stop):
@@ -63,6 +61,17 @@ async def control(settings: ControllerSettings) -> None:
     for task in done - {stopping}:
         task.result()
     log.info("stopped")
+
+
+async def remember_orders(facts: Facts, gateway: Gateway) -> None:
+    """Before anything is pushed, which would make the gateway forget them."""
+    for _ in range(ORDER_TRIES):
+        try:
+            return facts.remember(await gateway.orders())
+        except PushError as error:
+            why = error
+        await asyncio.sleep(ORDER_PAUSE_SECONDS)
+    log.warning("the gateway does not tell what was ordered before: %s", why, extra=fields(event="orders_unknown"))
 
 
 async def watch(target: Target, pace: Pace, reconciler: Reconciler, delay: float) -> None:

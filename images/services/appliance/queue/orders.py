@@ -47,7 +47,8 @@ class Order:
 
     @classmethod
     def parse(cls, text: str) -> Order | None:
-        """None where this is no order: one odd entry must not keep the others from being obeyed."""
+        """None where this is no order, or none that could be told on (a moment that is no number): one odd entry must
+        not keep the others from being obeyed."""
         try:
             raw = json.loads(text)
             share, until = raw.get("share"), raw.get("until")
@@ -59,6 +60,7 @@ class Order:
                 share=None if share is None else float(share),
                 until=None if until is None else float(until) / 1000,
             )
+            order.to_json()
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
         return order if order.share is None or 0 <= order.share <= 1 else None
