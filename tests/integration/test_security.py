@@ -42,6 +42,7 @@ A1111 += [
     ("GET", "/webui/docs"),
 ]
 SLOW_SENDERS = 300
+OF_THE_SCANNER = {"engine_problem"}  # its OpenSSL has no GOST ciphers to try; neither has the gateway's
 OF_OUR_AUTHORITY = {"cert_chain_of_trust", "cert_revocation", "cert_crlDistributionPoints", "cert_ocspURL"}
 
 
@@ -271,6 +272,6 @@ def test_testssl_finds_nothing_above_low(images: str, tmp_path: Path) -> None:
         command += ["--ip", "127.0.0.1", address]
         subprocess.run(command, capture_output=True, timeout=600, check=False, env=os.environ | {"OPENSSL_CONF": ""})
     found = json.loads(report.read_text())
-    told = [one for one in found if one["id"].partition(" ")[0] not in OF_OUR_AUTHORITY]
+    told = [one for one in found if one["id"].partition(" ")[0] not in OF_OUR_AUTHORITY | OF_THE_SCANNER]
     assert not told, told
     assert not [one for one in found if one["id"] == "scanProblem"], found
