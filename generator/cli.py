@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +21,8 @@ from generator.cli_options import plan_of as _plan
 from generator.cli_options import store_of as _store
 from generator.console import console
 from generator.console import say as _say
-from generator.errors import Unhealthy, UserError
+from generator.docker import Engine
+from generator.errors import GeneratorError, Unhealthy, UserError
 from generator.growth import refuse_to_lose_the_queue
 from generator.ops import backup as backup_ops
 from generator.ops import boot, cluster, shared_secrets
@@ -290,6 +291,9 @@ def build(
     torch_index: Annotated[str | None, typer.Option(help="Package index that serves torch.")] = None,
     mirror: Annotated[str | None, typer.Option(help="Debian mirror; default: this machine's own.")] = None,
     jobs: Annotated[int, typer.Option(help="Builds at a time.")] = 2,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="All anew: with today's Debian fixes, from the mirror that is named.")
+    ] = False,
 ) -> None:
     """Build the images; those whose inputs have not changed are left alone."""
     progress = Progress()
@@ -304,6 +308,7 @@ def build(
         torch_index=torch_index,
         mirror=mirror,
         jobs=jobs,
+        refresh=refresh,
         progress=progress,
     )
 
@@ -324,19 +329,25 @@ def demo(
     progress = Progress(Mode.JSON if as_json else Mode.AUTO)
     engine = ensure_engine(install=install, progress=progress)
     the_demo = demo_ops.Demo(folder.resolve())
-    result = demo_ops.run(the_demo, engine, progress, name)
+    try:
+        result = demo_ops.run(the_demo, engine, progress, name)
+    except BaseException:
+        if not keep:
+            with suppress(GeneratorError):  # what went wrong first is told
+                demo_ops.stop(the_demo, engine, progress)
+        raise
     if as_json:
         print(json.dumps(result.as_dict()))
     else:
         _say(demo_ops.summary(result, folder, keep=keep))
     if not keep:
-        demo_ops.stop(the_demo, progress)
+        demo_ops.stop(the_demo, engine, progress)
 
 
 @demo_app.command(name="down")
 def demo_down(folder: Annotated[Path, typer.Option("--dir", help="Folder of the demo.")] = DEFAULT_DEMO) -> None:
     """Remove the demo: containers, networks, volumes, secrets and videos. The images stay."""
-    demo_ops.remove(demo_ops.Demo(folder.resolve()), Progress())
+    demo_ops.remove(demo_ops.Demo(folder.resolve()), Engine(), Progress())
 
 
 def _refuse_options_before(context: typer.Context) -> None:

@@ -12,7 +12,7 @@ import typer
 from generator.cli_options import DEFAULT_FILE, FileOption, Json, progress_for
 from generator.console import console, say
 from generator.errors import Unhealthy, UserError
-from generator.load import load
+from generator.load import Loaded, load
 from generator.model import ModelKind
 from generator.models_lock import load_lock, mismatches, used_places, wrong_address
 from generator.ops import models as models_ops
@@ -84,7 +84,7 @@ def verify(
     """Read every model and compare it with the lock, and the lock with cluster.yaml; exit code 2 if they differ."""
     loaded = load_lock(lock)
     store = find_folder(folder, file, write=False)
-    cluster = load(file) if file.exists() else None
+    cluster = _cluster(file)
     used = used_places(cluster) if cluster else ()
     findings = models_ops.verify(store, loaded, progress_for(as_json), allow_extra=allow_extra, used=used)
     differing = [str(problem) for problem in mismatches(cluster, loaded)] if cluster else []
@@ -143,7 +143,10 @@ def prune(
 ) -> None:
     """Remove what neither the lock nor cluster.yaml names: other models, and what pulls have left."""
     load_lock(lock)
-    used = used_places(load(file)) if file.exists() else ()
+    cluster = _cluster(file)
+    if yes and cluster is None:
+        raise UserError(f"{file} is not here, and what it uses must stay; name it with --file")
+    used = used_places(cluster) if cluster else ()
     found = models_ops.prune(find_folder(folder, file, write=True), lambda: load_lock(lock), remove=yes, used=used)
     if as_json:
         print(json.dumps({"removed": yes, "files": [models_ops.as_dict(one) for one in found]}))
@@ -152,6 +155,13 @@ def prune(
         say(f"{'removed' if yes else 'extra'} {one.place} ({models_ops.show_bytes(one.size)})")
     if found and not yes:
         say("nothing was removed: add --yes")
+
+
+def _cluster(file: Path) -> Loaded | None:
+    """None where there is none. One that was named is meant."""
+    if file.exists() or file != DEFAULT_FILE:
+        return load(file)
+    return None
 
 
 def _print_findings(findings: Sequence[Finding], **more: object) -> None:

@@ -198,6 +198,10 @@ class Engine:
             return self.containers(project, service=service)
         return sorted((parse_container(one) for one in found), key=lambda one: one.name)
 
+    def volumes(self, project: str) -> list[str]:
+        """Names of a compose project's volumes, which outlive its containers."""
+        return sorted(self.run("volume", "ls", "--quiet", f"--filter=label={COMPOSE_PROJECT_LABEL}={project}").split())
+
     def container(self, name: str) -> Container:
         return parse_container(json.loads(self.run("container", "inspect", name))[0])
 

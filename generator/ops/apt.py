@@ -32,8 +32,8 @@ class Source:
         return "\n".join(lines) + "\n"
 
 
-def read_sources(apt_dir: Path = APT_DIR) -> list[Source]:
-    """All enabled binary sources, in apt's own order."""
+def read_sources(apt_dir: Path = APT_DIR, *, without: Path | None = None) -> list[Source]:
+    """All enabled binary sources, in apt's own order; those of the file `without` are left out."""
     found: list[Source] = []
     one_file = apt_dir / "sources.list"
     if one_file.is_file():
@@ -41,7 +41,7 @@ def read_sources(apt_dir: Path = APT_DIR) -> list[Source]:
     folder = apt_dir / "sources.list.d"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         parse = {".list": parse_one_line, ".sources": parse_deb822}.get(path.suffix)
-        if parse is not None:
+        if parse is not None and path != without:
             found += parse(path.read_text(encoding="utf-8", errors="replace"))
     return found
 

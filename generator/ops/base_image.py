@@ -61,6 +61,8 @@ def ensure_base(
     """Reference of the raw base image of a Debian suite. A mirror given by name is used: then nothing is pulled."""
     ref = f"{RAW}:{suite}"
     if not refresh and engine.image(ref) is not None:
+        if mirror:
+            progress.say(f"base-raw {suite}: is there, and made from another mirror perhaps; --refresh makes it anew")
         return ref
     mirror = mirror or os.environ.get("APT_MIRROR")
     with progress.task(f"base-raw {suite}") as task:

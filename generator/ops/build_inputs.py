@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -42,7 +43,7 @@ def context_files(context: Path) -> list[Path]:
 
 
 def inputs_hash(context: Path, dockerfile: Path, facts: Iterable[str]) -> str:
-    """SHA-256 over the context's files (names, modes, contents), the Dockerfile and further facts, in their order."""
+    """SHA-256 over the context's files (names, kinds, contents), the Dockerfile and further facts, in their order."""
     digest = hashlib.sha256()
     for fact in facts:
         _add(digest, fact.encode())
@@ -61,8 +62,14 @@ def folder_hash(context: Path) -> str:
 def _add_folder(digest: hashlib._Hash, context: Path) -> None:
     for path in context_files(context):
         _add(digest, str(path.relative_to(context)).encode())
-        _add(digest, f"{path.lstat().st_mode:o}".encode())
+        _add(digest, _kind(path))
         _add(digest, str(path.readlink()).encode() if path.is_symlink() else path.read_bytes())
+
+
+def _kind(path: Path) -> bytes:
+    """As git knows it: who may read a checkout differs between machines, and no image depends on it."""
+    mode = path.lstat().st_mode
+    return b"link" if stat.S_ISLNK(mode) else b"program" if mode & stat.S_IXUSR else b"file"
 
 
 def _add(digest: hashlib._Hash, data: bytes) -> None:

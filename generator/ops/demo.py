@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from generator import tree
 from generator.checks import check
-from generator.docker import Engine
+from generator.docker import Container, Engine
 from generator.errors import Problem, Unhealthy, UserError
 from generator.load import load
 from generator.ops import cluster, doctor
@@ -127,7 +127,12 @@ def prepare(demo: Demo, engine: Engine, name: str) -> Plan:
     """cluster.yaml with its name and a free port, secrets, the rendered folder. A demo that runs keeps its port."""
     text = with_name((ROOT / "config" / CLUSTER_FILE).read_text(encoding="utf-8"), name)
     containers = engine.containers(name)
-    _refuse_another(demo, name, {one.labels.get(WORKING_DIR_LABEL, "") for one in containers})
+    _refuse_another(demo, name, others(demo, containers))
+    if not demo.cluster_file.exists() and not containers and (volumes := engine.volumes(name)):
+        raise UserError(
+            f"volumes of a cluster {name} are here, which this demo would use and remove: {', '.join(volumes)}\n"
+            "Name the demo otherwise with --name, or, if nobody needs them, remove them with `docker volume rm`"
+        )
     if demo.cluster_file.exists() and any(one.service == "gateway" and one.state == "running" for one in containers):
         port = _PORT.search(demo.cluster_file.read_text(encoding="utf-8"))
         text = _PORT.sub(port[0], text, count=1) if port else text
@@ -141,15 +146,19 @@ def prepare(demo: Demo, engine: Engine, name: str) -> Plan:
     return the_plan
 
 
-def _refuse_another(demo: Demo, project: str, folders: set[str]) -> None:
+def others(demo: Demo, containers: Iterable[Container]) -> list[Path]:
+    """The folders of demos that these containers of the same compose project belong to, and not to this one."""
+    owners = {Path(one.labels.get(WORKING_DIR_LABEL, "")).parent.parent for one in containers}
+    return sorted(owners - {demo.folder})
+
+
+def _refuse_another(demo: Demo, project: str, owners: Sequence[Path]) -> None:
     """Two demos would share one compose project and pull each other's containers away."""
-    for folder in sorted(folders):
-        owner = Path(folder).parent.parent
-        if owner != demo.folder:
-            remedy = f"`python -m generator demo down --dir {shlex.quote(str(owner))}`"
-            if not owner.exists():
-                remedy = f"its folder is gone: `docker compose --project-name {project} down --volumes`"
-            raise UserError(f"a demo runs from {owner} already; remove it first: {remedy}")
+    for owner in owners:
+        remedy = f"`python -m generator demo down --dir {shlex.quote(str(owner))}`"
+        if not owner.exists():
+            remedy = f"its folder is gone: `docker compose --project-name {project} down --volumes`"
+        raise UserError(f"a demo runs from {owner} already; remove it first: {remedy}")
 
 
 def _examine(engine: Engine, progress: Progress) -> None:
@@ -176,25 +185,35 @@ def summary(result: Result, folder: Path, *, keep: bool) -> str:
         "try": f"curl -H 'Authorization: Bearer {result.key}' {result.url}/api/v1/cluster",
         "then": f"`python -m generator demo down --dir {shlex.quote(str(folder))}` removes it"
         if keep
-        else "stopped, as --no-keep asked",
+        else "it ends now, as --no-keep asked",
     }
     return "\n".join(["the demo worked", *(f"  {name:<9} {text}" for name, text in rows.items())])
 
 
-def stop(demo: Demo, progress: Progress) -> None:
+def stop(demo: Demo, engine: Engine, progress: Progress) -> None:
     """Remove containers, networks and volumes; the video stays."""
-    cluster.down(cluster.places(demo.plan(), demo.out), progress, volumes=True)
+    with demo.locked():
+        _stop(demo, engine, progress)
 
 
-def remove(demo: Demo, progress: Progress) -> None:
+def _stop(demo: Demo, engine: Engine, progress: Progress) -> None:
+    # Where nothing is rendered it was interrupted before anything could start.
+    if not any(demo.out.glob(f"*/{COMPOSE_FILE}")):
+        return
+    the_plan = demo.plan()
+    if owners := others(demo, engine.containers(the_plan.cluster.name)):
+        progress.warn(f"what runs as {the_plan.cluster.name} belongs to the demo in {owners[0]}, and stays")
+        return
+    cluster.down(cluster.places(the_plan, demo.out), progress, volumes=True)
+
+
+def remove(demo: Demo, engine: Engine, progress: Progress) -> None:
     """Containers, networks, volumes and what the demo wrote into its folder; the images stay."""
     if not demo.folder.exists():
         progress.say(f"{demo.folder}: no demo is here")
         return
     with demo.locked():
-        # Where nothing is rendered it was interrupted before anything could start.
-        if any(demo.out.glob(f"*/{COMPOSE_FILE}")):
-            stop(demo, progress)
+        _stop(demo, engine, progress)
         try:
             for folder in (demo.out, demo.store.folder, demo.videos):
                 if folder.exists():

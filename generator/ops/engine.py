@@ -9,6 +9,7 @@ import fcntl
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -74,7 +75,8 @@ def ensure_engine(*, install: bool, progress: Progress) -> Engine:
     if why_not and "permission denied" in why_not.lower():
         raise UserError(f"{why_not.splitlines()[0]}: run this as root, or join the `docker` group and log in again")
     missing = lacking(engine.versions()) if why_not is None else set() if engine_is_installed() else set(MINIMUM)
-    steps = plan_install(os_release(), apt.read_sources(), missing, apt.installed(VENDOR)) if missing else []
+    sources = apt.read_sources(without=APT_SOURCES)  # that file is written anew as a whole
+    steps = plan_install(os_release(), sources, missing, apt.installed(VENDOR)) if missing else []
     # An engine that is only stopped needs no leave to be started.
     if steps and not install:
         raise UserError(_manual(why_not or _lack(engine), steps))
@@ -95,8 +97,10 @@ def ensure_engine(*, install: bool, progress: Progress) -> Engine:
 
 
 def engine_is_installed() -> bool:
-    """The daemon, that is: a `docker` client alone, as some machines have in /usr/local/bin, is none."""
-    return any(Path(folder, "dockerd").exists() for folder in ("/usr/sbin", "/usr/bin", "/usr/local/bin"))
+    """The daemon and a client: either alone, as after an installation that was broken off, is none."""
+    return shutil.which("docker") is not None and any(
+        Path(folder, "dockerd").exists() for folder in ("/usr/sbin", "/usr/bin", "/usr/local/bin")
+    )
 
 
 def lacking(versions: Versions) -> set[str]:

@@ -230,8 +230,18 @@ def _inputs_folder(torch: TorchChoice) -> Iterator[tuple[Path, list[tuple[str, P
                 shutil.copy2(torch.wheel, wheels / torch.wheel.name)
         nothing = folder / "empty"
         nothing.touch()
+        bundle = Path("/etc/ssl/certs/ca-certificates.crt")
         named = {
-            "ca_bundle": os.environ.get("BUILD_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt"),
-            "pip_conf": os.environ.get("BUILD_PIP_CONF", ""),
+            "ca_bundle": _named("BUILD_CA_BUNDLE") or (bundle if bundle.is_file() else nothing),
+            "pip_conf": _named("BUILD_PIP_CONF") or nothing,
         }
-        yield wheels, [(key, Path(path) if Path(path).is_file() else nothing) for key, path in named.items()]
+        yield wheels, list(named.items())
+
+
+def _named(variable: str) -> Path | None:
+    """The file that it names. One that is not there was meant: without it other packages might come, or none."""
+    if not (value := os.environ.get(variable)):
+        return None
+    if not Path(value).is_file():
+        raise UserError(f"{variable}: {value} is no file; name one, or unset it")
+    return Path(value)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import ValidationError
 
@@ -94,6 +96,14 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def secret_looking(url: str) -> list[str]:
+    """The names of the parameters of an address that look like a key to it."""
+    return [name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True) if _SECRET.search(name)]
+
+
+_SECRET = re.compile(r"token|secret|signature|password|credential|(^|[_-])(key|sig|auth|pass)($|[_-])|apikey", re.I)
+
+
 def _draft(addition: Addition) -> LockedModel:
     """Everything but size and checksum, judged before a byte is read."""
     if addition.is_url and (wrong := wrong_address(addition.origin)):
@@ -102,6 +112,11 @@ def _draft(addition: Addition) -> LockedModel:
     source = addition.source or (addition.origin if addition.is_url else None)
     problems = [f"{addition.origin}: {CONVERT}"] if is_pickle(name_of(addition.origin)) else []
     problems += [f"{source.split('?')[0]}: {wrong}" for wrong in [wrong_address(source)] if wrong] if source else []
+    if source and (names := secret_looking(source)):
+        problems.append(
+            f"{source.split('?')[0]}: {', '.join(names)} would stand in the lock for all to read; "
+            "name an address without it with --source"
+        )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     try:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from rich.markup import escape
@@ -155,9 +156,9 @@ class _Pull:
                     teller.say(f"{url}: {error}")
                     continue
                 seconds = time.monotonic() - began
-                task.finish(f"{show_bytes(arrived.size)} from {httpx.URL(url).host}")
+                task.finish(f"{show_bytes(arrived.size)} from {_host(url)}")
                 return Pulled(model.place, "fetched", model.size, url, round(seconds, 1), failures)
-            task.fail("; ".join(f"{httpx.URL(url).host}: {why}" for url, why in failures.items()))
+            task.fail("; ".join(f"{_host(url)}: {why}" for url, why in failures.items()))
         return Pulled(model.place, "failed", model.size, seconds=round(time.monotonic() - began, 1), failures=failures)
 
     def _from(self, download: Download, model: LockedModel, url: str) -> Arrived:
@@ -168,6 +169,11 @@ class _Pull:
             download.discard()
             raise SourceError(f"it has the right checksum, but is no model: {error}") from None
         return arrived
+
+
+def _host(url: str) -> str:
+    """Also of an address that httpx would not take."""
+    return urlsplit(url).hostname or url
 
 
 def _side_by_side(

@@ -119,7 +119,7 @@ def transport_errors() -> Iterator[None]:
     except httpx.TimeoutException as error:
         what = "connect" if isinstance(error, httpx.ConnectTimeout) else "answer"
         raise BrokenError(f"it did not {what} in time") from None
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:  # the last: no name for a resolver
         raise SourceError(f"an address that cannot be used: {error}") from None
     except httpx.TransportError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -65,9 +65,10 @@ def choose_cuda(index: str | None) -> TorchChoice:
 
 
 def _refuse_password(index: str) -> None:
-    if urlsplit(index).password:
+    parts = urlsplit(index)
+    if parts.username or parts.password:
         raise UserError(
-            "--torch-index: a URL with a password would stay readable in the image; "
+            "--torch-index: a URL with a login or token would stay readable in the image; "
             "put it into a pip.conf and name that in BUILD_PIP_CONF"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def generator(*words: str, seconds: float = 900) -> subprocess.CompletedProcess[
 def folder(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for leftover in engine.containers(PROJECT):
         engine.remove(leftover.id)
+    for volume in engine.volumes(PROJECT):
+        engine.run("volume", "rm", volume)
     made = tmp_path_factory.mktemp("demo") / "demo"
     yield made
     generator("demo", "down", "--dir", str(made))
@@ -78,6 +81,29 @@ def test_a_second_demo_elsewhere_is_refused(folder: Path, tmp_path: Path) -> Non
     result = generator("demo", "--name", PROJECT, "--dir", str(tmp_path / "other"))
     assert result.returncode == 1
     assert f"demo down --dir {folder}" in result.stderr
+
+
+def test_another_demos_down_leaves_this_one_alone(folder: Path, tmp_path: Path, engine: Engine) -> None:
+    """Its folder still says that what runs under this name is its own."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    before = [one.id for one in engine.containers(PROJECT)]
+    result = generator("demo", "down", "--dir", str(other))
+    assert (result.returncode, str(folder) in result.stderr) == (0, True), result.stderr
+    assert not other.exists()
+    assert [one.id for one in engine.containers(PROJECT)] == before
+
+
+def test_a_clusters_volumes_are_not_taken_for_the_demos(engine: Engine, tmp_path: Path) -> None:
+    """One that is down for a while has no containers, but its queue and its jobs."""
+    name = f"{PROJECT}-volumes"
+    volume = engine.run("volume", "create", "--label", f"com.docker.compose.project={name}", f"{name}_jobs").strip()
+    try:
+        result = generator("demo", "--name", name, "--dir", str(tmp_path / "demo"))
+        assert (result.returncode, volume in result.stderr) == (1, True), result.stderr
+        assert volume in engine.volumes(name)
+    finally:
+        engine.run("volume", "rm", volume)
 
 
 def test_status_is_well_and_says_so_to_programs(folder: Path) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.docker
 @pytest.fixture
 def tag(engine: Engine) -> Iterator[str]:
     yield TAG
-    for name in ("services", "redis", "base"):
+    for name in ("services", "redis", "acme", "webui-synthetic", "base"):
         with suppress(ToolError):
             engine.remove_image(f"animatediff-ha/{name}:{TAG}")
 
@@ -52,6 +52,22 @@ def test_the_second_run_builds_nothing_and_the_image_is_locked_down(engine: Engi
     # Nothing of the building machine stays inside.
     leftovers = "ls /run/secrets /root/.cache /build /var/lib/apt/lists/* 2>/dev/null | wc -l"
     assert engine.run("run", *limits, "--entrypoint=/bin/sh", ref, "-c", leftovers).strip() == "0"
+
+
+def test_a_checkout_that_is_closed_to_others_makes_images_that_run(engine: Engine, tag: str, tmp_path: Path) -> None:
+    """As under a umask of 077: what runs in the containers is another user than the one who cloned."""
+    for name in ("base", "services", "sdapi", "acme", "webui"):
+        shutil.copytree(ROOT / "images" / name, tmp_path / "images" / name)
+    for code in ("services/appliance", "sdapi/sdapi", "acme/keeper", "webui/webui"):
+        folder = tmp_path / "images" / code
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+    code_of = {"services": "appliance.job, sdapi.answers", "acme": "keeper.__main__", "webui-synthetic": "webui.serve"}
+    build_images(engine, tmp_path, tag=tag, only=list(code_of), progress=Progress(Mode.QUIET))
+    for name, modules in code_of.items():
+        python = "/usr/bin/python3" if name == "acme" else "/opt/venv/bin/python"
+        words = ["--rm", "--network=none", f"--entrypoint={python}", f"animatediff-ha/{name}:{tag}"]
+        engine.run("run", *words, "-c", f"import {modules}")
 
 
 def test_a_failing_build_tells_its_last_lines(engine: Engine, tag: str, tmp_path: Path) -> None:

@@ -137,11 +137,23 @@ def test_prune_asks_first(root: Path) -> None:
     put(root, "lora/.gone.safetensors.part", GOOD)
     put(root, "lora/.b.safetensors.part", GOOD)
     put(root, "vae/folder/config.json", b"{}")
+    (root / "cluster.yaml").write_text(CLUSTER)
     assert "add --yes" in models(root, "prune", "--dir", "models").stdout
     assert len(names_in(root / "models")) == 6
     assert models(root, "prune", "--dir", "models", "--yes").returncode == 0
     kept = {"checkpoint/a.safetensors", "lora/b.safetensors", "lora/.b.safetensors.part"}
     assert names_in(root / "models") == kept, "a pull that goes on later is no rubbish"
+
+
+@pytest.mark.parametrize("named", [[], ["--file", "clutser.yaml"]])
+def test_prune_must_know_what_the_cluster_uses(root: Path, named: list[str]) -> None:
+    """A model in a folder is in no lock: whoever misspells the cluster's file would lose it."""
+    put(root, "checkpoint/mine/model_index.json", b"{}")
+    result = models(root, "prune", "--dir", "models", "--yes", *named)
+    assert (result.returncode, "cluster.yaml" in result.stderr.replace("clutser", "cluster")) == (1, True)
+    assert "checkpoint/mine/model_index.json" in names_in(root / "models")
+    if named:
+        assert models(root, "verify", "--dir", "models", "--allow-extra", *named).returncode == 1
 
 
 def test_prune_leaves_what_the_cluster_uses_and_what_is_no_models(root: Path) -> None:
@@ -163,6 +175,7 @@ def test_prune_leaves_what_the_cluster_uses_and_what_is_no_models(root: Path) ->
 
 def test_prune_knows_what_was_added_a_moment_ago(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a command that it had to wait for."""
+    (root / "cluster.yaml").write_text(CLUSTER)
     put(root, "vae/new.safetensors", GOOD)
     lock, locked = root / "models.lock.yaml", Store.locked
 
@@ -221,6 +234,13 @@ def test_on_one_host_it_is_the_volume_that_compose_makes(root: Path, engine: Eng
 def test_a_wrong_mirror_is_told_before_anything_is_asked(root: Path, mirror: str) -> None:
     result = models(root, "pull", "--dir", "models", "--mirror", mirror)
     assert (result.returncode, "--mirror: " in result.stderr, "pw" in result.stderr) == (1, True, False), result.stderr
+
+
+@pytest.mark.parametrize("mirror", ["https://a..b/m", "https://300.1.1.1/m", f"https://{'a' * 64}.example/m"])
+def test_a_mirror_that_no_resolver_knows_is_one_that_has_nothing(root: Path, mirror: str) -> None:
+    (root / "models/lora/b.safetensors").unlink()
+    result = models(root, "pull", "--dir", "models", "--mirror", mirror, "--stall-seconds", "1")
+    assert (result.returncode, "bug" in result.stderr, mirror in result.stderr) == (2, False, True), result.stderr
 
 
 def test_without_a_cluster_the_folder_must_be_named(root: Path) -> None:

@@ -3,8 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from generator.errors import UserError
+from generator.cli import app
+from generator.docker import Engine
+from generator.errors import Unhealthy, UserError
 from generator.ops import demo
 from generator.progress import Mode, Progress
 
@@ -32,8 +35,8 @@ def test_only_what_the_demo_made_is_removed(tmp_path: Path) -> None:
         mine.videos.mkdir()
         (mine.folder / "notes.txt").write_text("a person's own")
         with pytest.raises(UserError, match="another demo is at work"):
-            demo.remove(mine, Progress(Mode.QUIET))
-    demo.remove(mine, Progress(Mode.QUIET))
+            demo.remove(mine, Engine(), Progress(Mode.QUIET))
+    demo.remove(mine, Engine(), Progress(Mode.QUIET))
     assert [path.name for path in mine.folder.iterdir()] == ["notes.txt"]
 
 
@@ -41,10 +44,28 @@ def test_nothing_is_left_of_a_demo(tmp_path: Path) -> None:
     mine = demo.Demo(tmp_path / "demo")
     with mine.locked():
         pass
-    demo.remove(mine, Progress(Mode.QUIET))
+    demo.remove(mine, Engine(), Progress(Mode.QUIET))
     assert not mine.folder.exists()
 
 
 def test_there_is_no_port_above_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no free port"):
         demo.free_port(1 << 16)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_without_keep_nothing_is_left_of_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    stopped: list[demo.Demo] = []
+
+    def fail(*_: object) -> None:
+        raise Unhealthy("the job missed its deadline")
+
+    monkeypatch.setattr("generator.cli.ensure_engine", lambda **_: Engine())
+    monkeypatch.setattr(demo, "run", fail)
+    monkeypatch.setattr(demo, "stop", lambda one, *_: stopped.append(one))
+    words = ["demo", "--dir", str(tmp_path), *([] if keep else ["--no-keep"])]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, Unhealthy)
+    assert [one.folder for one in stopped] == ([] if keep else [tmp_path])

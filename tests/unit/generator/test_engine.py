@@ -152,7 +152,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setattr(engine, "os_release", lambda: BOOKWORM)
-    monkeypatch.setattr(engine.apt, "read_sources", lambda: apt.parse_deb822(DEB822))
+    monkeypatch.setattr(engine.apt, "read_sources", lambda **_: apt.parse_deb822(DEB822))
     monkeypatch.setattr(engine, "apply", forbidden)
     monkeypatch.setattr(engine, "start", forbidden)
     return monkeypatch
@@ -206,6 +206,29 @@ def test_a_stopped_engine_is_started_and_not_installed(machine: pytest.MonkeyPat
     machine.setattr(engine, "start", start)
     assert engine.ensure_engine(install=False, progress=Progress(Mode.QUIET)) is client
     assert done == [[]]
+
+
+@pytest.mark.parametrize(
+    ("client", "daemon", "whole"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_half_an_installation_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: bool, daemon: bool, whole: bool
+) -> None:
+    """Broken off between its packages: starting what is there would never do."""
+    monkeypatch.setattr(engine.shutil, "which", lambda _: "/usr/bin/docker" if client else None)
+    monkeypatch.setattr(engine, "Path", lambda *_: tmp_path if daemon else tmp_path / "none")
+    assert engine.engine_is_installed() is whole
+
+
+def test_our_own_sources_do_not_count(tmp_path: Path) -> None:
+    """Written in a first run that broke off, without a stanza that is wanted now: it is written anew, whole."""
+    folder = tmp_path / "sources.list.d"
+    folder.mkdir()
+    ours = folder / APT_SOURCES.name
+    (folder / "debian.sources").write_text(DEB822)
+    ours.write_text(DEB822.replace("bookworm", "trixie").split("\n\n")[0])
+    content = written(plan_install(BOOKWORM, apt.read_sources(tmp_path, without=ours)))[APT_SOURCES]
+    assert {"Suites: trixie", "Suites: trixie-security"} <= set(content.splitlines())
 
 
 def test_a_good_engine_is_left_alone(machine: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,9 @@ def test_an_index_password_never_reaches_the_image() -> None:
         with pytest.raises(UserError) as caught:
             choose("https://me:hunter2@index")
         assert "hunter2" not in str(caught.value)
+        with pytest.raises(UserError) as caught:  # a token in the place of a name
+            choose("https://hunter2@index")
+        assert "hunter2" not in str(caught.value)
 
 
 def test_find_links_may_hold_urls_and_missing_folders(tmp_path: Path) -> None:
@@ -331,15 +334,23 @@ def test_a_wheel_context_holds_that_wheel_alone(tmp_path: Path, monkeypatch: pyt
     wheel = tmp_path / WHEEL.name
     wheel.write_text("zip")
     (tmp_path / "other.whl").touch()
-    monkeypatch.setenv("BUILD_CA_BUNDLE", str(tmp_path / "missing.crt"))
+    monkeypatch.delenv("BUILD_CA_BUNDLE", raising=False)
     monkeypatch.setenv("BUILD_PIP_CONF", str(wheel))
     with images._inputs_folder(TorchChoice("wheel", wheel=wheel)) as (wheels, secrets):
         assert [path.name for path in wheels.iterdir()] == [wheel.name]
         named = dict(secrets)
-        assert named["ca_bundle"].read_bytes() == b""
+        assert named["ca_bundle"].is_file()
         assert named["pip_conf"] == wheel
     assert not wheels.exists()
     assert wheel.read_text() == "zip"
+
+
+@pytest.mark.parametrize("variable", ["BUILD_CA_BUNDLE", "BUILD_PIP_CONF"])
+def test_a_named_file_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Another user's home, or a ~ in quotes: what is built without it may come from elsewhere."""
+    monkeypatch.setenv(variable, str(tmp_path / "missing"))
+    with pytest.raises(UserError, match=variable), images._inputs_folder(TorchChoice("debian")):
+        pass
 
 
 def test_labels_carry_the_name_the_plan_uses() -> None:
