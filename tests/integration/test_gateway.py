@@ -477,9 +477,9 @@ def test_a_controller_that_starts_without_redis_keeps_to_the_orders(setup: Setup
         weights: dict[str, float] = {}
 
         def others_are_in() -> bool:
+            state = setup.state().json()["state"]  # read once: between two reads another one may come
             weights.clear()
-            weights.update({peer["name"]: peer["weight"] for peer in setup.peers("webui")})
-            state = setup.state().json()["state"]
+            weights.update({peer["name"]: peer["weight"] for peer in state["pools"]["webui"]})
             return state["epoch"] != before["epoch"] and all(weights.get(name, 0) > 0 for name in (NODES[0], NODES[2]))
 
         for _ in range(2):  # as soon as it knows them, and still when it has pushed again
