@@ -3,9 +3,11 @@
     python tests/bench/overhead.py [--rounds 5] [--seconds 3] [--tag 0.1.0]
 
 Needs wrk (Debian: `apt-get install wrk`). All are the gateway's own image before the same backend, a request each time
-with an API key: `bare` is `proxy_pass` and nothing else, `logged` has nginx's own access log besides, `api` and `page`
-are our routes of these names, with balancing, limits, authentication, error pages, counters and a JSON log. They take
-turns in one run, so what else the machine does hits all of them. Printed are ratios, no verdict.
+with an API key: `bare` is `proxy_pass` and nothing else, `logged` has nginx's own access log besides, `duties` has what
+every request owes its operator and its browser, by nginx's own means and with one fixed peer: a JSON line, an id,
+the headers; `api` and `page` are our routes of these names, with balancing, limits, authentication, error pages and
+counters as well. They take turns in one run, so what else the machine does hits all of them. Printed are ratios, no
+verdict.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ worker_processes 4;
 error_log stderr;
 events {{ worker_connections 1024; }}
 http {{
-    access_log {log};
+    {log}
     client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u;
     scgi_temp_path /tmp/s;
     keepalive_requests 1000000;
@@ -52,11 +54,37 @@ BACKEND = """server {
         location = /internal/auth { return 204; }
         location / { return 200 '{"id": "0190", "state": "running", "progress": 0.25, "position": 0}'; }
     }"""
-BARE = """upstream backend { server BACKEND:9000; keepalive 32; }
-    server {
+BARE = """upstream backend {{ server {backend}:9000; keepalive 32; }}
+    server {{
         listen 8080;
-        location / { proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass http://backend; }
-    }"""
+        location / {{ proxy_http_version 1.1; proxy_set_header Connection ""; {more} proxy_pass http://backend; }}
+    }}"""
+JSON_LOG = """log_format json escape=json
+        '{"@timestamp":"$time_iso8601","message":"$request_method $uri $status","service":"gateway",'
+        '"event":"http_request","request_id":"$request_id","client":"$remote_addr","method":"$request_method",'
+        '"path":"$uri","status":"$status","bytes":"$bytes_sent","seconds":"$request_time","upstream":"$upstream_addr",'
+        '"upstream_status":"$upstream_status","upstream_seconds":"$upstream_response_time",'
+        '"user_agent":"$http_user_agent"}';
+    access_log /dev/stdout json buffer=32k flush=1s;"""
+HEADERS = """
+            proxy_set_header Host $host;
+            proxy_set_header X-Request-Id $request_id;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Forwarded-Host $http_host;
+            add_header X-Request-Id $request_id always;
+            add_header X-Content-Type-Options nosniff always;
+            add_header X-Frame-Options SAMEORIGIN always;
+            add_header Referrer-Policy same-origin always;
+            add_header Cross-Origin-Resource-Policy same-origin always;
+            add_header Cross-Origin-Opener-Policy same-origin always;
+            add_header Content-Security-Policy "default-src 'none'; sandbox allow-same-origin" always;"""
+# By name: the log, and what stands beside proxy_pass.
+PEERS = {
+    "bare": ("access_log off;", ""),
+    "logged": ("access_log /dev/stdout;", ""),
+    "duties": (JSON_LOG, HEADERS),
+}
 
 
 @dataclass(frozen=True)
@@ -120,15 +148,16 @@ def main() -> None:
 
 def run(folder: Path, tag: str, rounds: int, seconds: int) -> None:
     prefix = f"animatediff-bench-{os.getpid()}"
-    made = [f"{prefix}-{name}" for name in ("backend", "bare", "logged")]
+    made = [f"{prefix}-{name}" for name in ("backend", *PEERS)]
     setup = Setup(folder / "ours", {}, gateway_plan(tls={"mode": "none"}), tag)
     setup.folder.mkdir()
     try:
-        backend = start(made[0], tag, folder / "backend.conf", FRAME.format(log="off", inside=BACKEND))
-        bare = BARE.replace("BACKEND", backend)
+        text = FRAME.format(log="access_log off;", inside=BACKEND)
+        backend = start(made[0], tag, folder / "backend.conf", text)
         contestants = {}
-        for name, log in (("bare", "off"), ("logged", "/dev/stdout")):
-            address = start(f"{prefix}-{name}", tag, folder / f"{name}.conf", FRAME.format(log=log, inside=bare))
+        for name, (log, more) in PEERS.items():
+            text = FRAME.format(log=log, inside=BARE.format(backend=backend, more=more))
+            address = start(f"{prefix}-{name}", tag, folder / f"{name}.conf", text)
             contestants[name] = Contestant(f"{prefix}-{name}", f"http://{address}:8080/x")
         setup.start_gateway()
         peers = [{"name": name, "ip": backend, "port": 9000, "weight": 1} for name in NODES]
@@ -150,9 +179,9 @@ def run(folder: Path, tag: str, rounds: int, seconds: int) -> None:
     finally:
         docker("rm", "--force", setup.container, *made)
     middle = {name: statistics.median(found) for name, found in rates.items()}
-    print(f"\n{'requests per CPU second':<26}{'':>8}  of bare  of logged")
+    print(f"\n{'requests per CPU second':<26}{'':>8}" + "".join(f"  {'of ' + name:>9}" for name in PEERS))
     for name, rate in middle.items():
-        print(f"{name:<26}{rate:8.0f}  {rate / middle['bare']:7.2f}  {rate / middle['logged']:9.2f}")
+        print(f"{name:<26}{rate:8.0f}" + "".join(f"  {rate / middle[peer]:9.2f}" for peer in PEERS))
 
 
 if __name__ == "__main__":
