@@ -63,7 +63,10 @@ class Arrived:
 
 @dataclass
 class Download:
-    """`part` is the partial file; `told` hears (bytes there, bytes in all or None) for every piece that comes."""
+    """`part` is the partial file; `told` hears (bytes there, bytes in all or None) for every piece that comes.
+
+    `missing_space` says of how many bytes to come the disk has too few; it is asked once a server has said how many.
+    """
 
     client: httpx.Client
     part: Path
@@ -71,6 +74,7 @@ class Download:
     limits: Limits = field(default_factory=Limits)
     told: Callable[[int, int | None], None] = lambda _have, _total: None
     stop: threading.Event = field(default_factory=threading.Event)
+    missing_space: Callable[[int], int] = lambda _bytes: 0
 
     def __post_init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -170,6 +174,8 @@ class Download:
             start, total = self._place_of(answer, have)
             if self.wanted.size is not None and total not in (None, self.wanted.size):
                 raise SourceError(f"it has {total} bytes there instead of {self.wanted.size}: another file or version")
+            if total is not None and (short := self.missing_space(total - start)):
+                raise SourceError(f"it has {total} bytes; {short} bytes more space are needed here")
             if start == 0:
                 self.discard()
                 self._remember(url, validator_of(answer))

@@ -27,6 +27,7 @@ from generator.ops.torch_choice import TorchChoice
 from generator.progress import Progress, Task
 
 BUILD_TIMEOUT = 3600.0
+PUSH_TIMEOUT = 3600.0
 TITLE_LENGTH = 100
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -108,7 +109,7 @@ class _Runner:
     def run_all(self, plan: Sequence[Build], jobs: int) -> list[BuildResult]:
         """Side by side as far as `needs` allow. After a failure nothing new starts, what runs may finish."""
         results: dict[str, BuildResult] = {}
-        errors: dict[str, GeneratorError] = {}
+        errors: dict[str, Exception] = {}
         running: dict[Future[BuildResult], str] = {}
         waiting = list(plan)
         with ThreadPoolExecutor(max_workers=jobs) as pool:
@@ -124,7 +125,7 @@ class _Runner:
                     name = running.pop(future)
                     try:
                         results[name] = future.result()
-                    except GeneratorError as error:
+                    except (GeneratorError, OSError) as error:  # the checkout may change, or the disk be full
                         errors[name] = error
         if errors:
             raise BuildsFailed("\n\n".join(f"image {name}: {error}" for name, error in errors.items()))
@@ -196,7 +197,7 @@ def _push(engine: Engine, results: Sequence[BuildResult], registry: str, progres
         ref = f"{registry}/{result.tags[-1]}"
         engine.tag(result.tags[0], ref)
         with progress.task(f"push {result.name}") as task:
-            for line in engine.push(ref):
+            for line in engine.push(ref, timeout=PUSH_TIMEOUT):
                 task.update(line)
             task.finish(ref)
 

@@ -141,7 +141,7 @@ def _bring(
     part, path = store.part(draft), store.path(draft)
     tell = Teller(task, progress.mode, None).tell
     if addition.is_url:
-        size, digest = _download(addition.origin, part, limits, tell)
+        size, digest = _download(store, addition.origin, part, limits, tell)
     else:
         origin = Path(addition.origin)
         if path.exists() and origin.exists() and path.samefile(origin):
@@ -197,10 +197,13 @@ def _copy(store: Store, origin: Path, part: Path, tell: Callable[[int], None]) -
     return size, digest.hexdigest()
 
 
-def _download(url: str, part: Path, limits: Limits, tell: Callable[[int], None]) -> tuple[int, str]:
+def _download(store: Store, url: str, part: Path, limits: Limits, tell: Callable[[int], None]) -> tuple[int, str]:
     with open_client(limits) as client:
+        download = Download(
+            client, part, Wanted(), limits, lambda have, _: tell(have), missing_space=store.missing_space
+        )
         try:
-            arrived = Download(client, part, Wanted(), limits, lambda have, _: tell(have)).fetch(url)
+            arrived = download.fetch(url)
         except SourceError as error:
             raise Unhealthy(f"{url.split('?')[0]}: {error}") from None
     return arrived.size, arrived.sha256

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -439,6 +440,23 @@ def test_an_address_is_fetched_and_entered(root: Path, secure: tuple[FileServer,
     pulled = models(root, "pull", "--dir", "models", SSL_CERT_FILE=str(authority))
     assert pulled.returncode == 0, pulled.stderr
     assert models(root, "verify", "--dir", "models").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_file_that_has_no_room_is_not_begun(root: Path, secure: tuple[FileServer, Path]) -> None:
+    server, authority = secure
+    url = server.put("/m.safetensors", tensors(2 << 20, 5))
+    (root / "small").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=17m", "tmpfs", str(root / "small")], check=True)
+    try:
+        words = ("add", url, "--kind", "lora", "--dir", "small")
+        result = models(root, *words, SSL_CERT_FILE=str(authority))
+        assert (result.returncode, "more space" in result.stderr) == (2, True), result.stderr
+        assert sum(path.stat().st_size for path in (root / "small").rglob("*.part")) == 0
+        subprocess.run(["mount", "-o", "remount,size=40m", str(root / "small")], check=True)
+        assert models(root, *words, SSL_CERT_FILE=str(authority)).returncode == 0
+    finally:
+        subprocess.run(["umount", str(root / "small")], check=True)
 
 
 def test_the_halves_of_two_versions_make_no_model(root: Path, secure: tuple[FileServer, Path]) -> None:

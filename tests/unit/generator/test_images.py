@@ -214,6 +214,7 @@ class Recorder:
     images: dict[str, Image] = field(default_factory=dict)
     built: list[str] = field(default_factory=list)
     broken: str = ""
+    fault: Exception = field(default_factory=lambda: ToolError(["docker", "buildx"], 1, "E: no such package"))
 
     def image(self, ref: str) -> Image | None:
         return self.images.get(ref)
@@ -224,7 +225,7 @@ class Recorder:
     def build(self, args: list[str], *, timeout: float | None = None) -> list[str]:
         tags = [arg.removeprefix("--tag=") for arg in args if arg.startswith("--tag=")]
         if self.broken and self.broken in tags[0]:
-            raise ToolError(["docker", "buildx"], 1, "E: no such package")
+            raise self.fault
         labels = dict(arg.split("=", 2)[1:] for arg in args if arg.startswith("--label="))
         self.built.append(tags[0])
         for tag in tags:
@@ -303,6 +304,12 @@ def test_one_of_two_side_by_side_may_fail(root: Path) -> None:
     with pytest.raises(images.BuildsFailed, match="image services"):
         build(recorder, root)
     assert "animatediff-ha/base:trixie" in recorder.built
+
+
+def test_what_the_disk_says_is_told_like_a_build_s_failure(root: Path) -> None:
+    recorder = Recorder(broken="services", fault=OSError(28, "No space left on device"))
+    with pytest.raises(images.BuildsFailed, match=r"image services: .*No space left on device"):
+        build(recorder, root)
 
 
 def test_a_folder_that_is_not_the_appliance(tmp_path: Path) -> None:
