@@ -4,10 +4,11 @@ Each side is a process of its own with the same models, threads and device, whic
 rounds alternate who begins, so that a noisy neighbour disturbs both. Figures are medians; a ratio above 1: ours ahead.
 Jobs are measured in several processes a side: where a process lies in memory makes it some percent faster or slower
 for all its life, and one pair alone would show that instead.
-  jobs         steps/s and frames/s: one job, equal jobs in a row, and a clip longer than the motion module's window
-               (ours with context windows, diffusers with FreeNoise of the same window and stride); the processor's
-               seconds of a job, which say more than the clock on a machine with other work; and how much of a job
-               the encoding of its MP4 takes, where it does not run beside the decoding
+  jobs         steps/s and frames/s: one job, equal jobs in a row, a batch of clips (ours as jobs, one after the other,
+               for that is what the queue makes of `n_iter`; diffusers in one call), and a clip longer than the motion
+               module's window (ours with context windows, diffusers with FreeNoise of the same window and stride);
+               the processor's seconds, which say more than the clock on a machine with other work; and how much of a
+               job the encoding of its MP4 takes, where it does not run beside the decoding
   start        from the process's start to the first result; loading with cold files, with files in the page cache, and
                going over to another checkpoint and back
   HTTP         the first request after the ping's ok against the median of the following ones, through the real server
@@ -29,7 +30,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 # In place of this folder, whose queue.py would stand for the standard library's.
@@ -67,40 +68,56 @@ def order_of(size: int, frames: int, steps: int, **more: Any) -> dict[str, Any]:
     return order | {"seed": 7} | more
 
 
-def cases(device: str) -> dict[str, tuple[int, dict[str, Any]]]:
-    """What is measured: how many jobs in a row, and each of them."""
+class Case(NamedTuple):
+    count: int
+    """Of jobs, with following seeds where they are a batch."""
+    order: dict[str, Any]
+    batch: bool = False
+
+    def orders(self, side: str) -> list[dict[str, Any]]:
+        """What a side is asked for, one after the other: diffusers takes a batch in one call."""
+        if not self.batch:
+            return [self.order] * self.count
+        if side == "plain":
+            return [self.order | {"batch": self.count}]
+        return [self.order | {"seed": self.order["seed"] + number} for number in range(self.count)]
+
+
+def cases(device: str) -> dict[str, Case]:
     small, large, steps = (64, 128, 10) if device == "cpu" else (256, 512, 20)
-    return {
-        f"one job, 16 frames of {small} px": (1, order_of(small, 16, steps)),
-        f"one job, 16 frames of {large} px": (1, order_of(large, 16, steps)),
-        f"{REPEATED} equal jobs in a row, {small} px": (REPEATED, order_of(small, 16, steps)),
-        f"48 frames of {small} px, window 16, stride 12": (
-            1,
-            order_of(small, 48, steps, context=WINDOW, stride=STRIDE),
-        ),
-        f"48 frames of {large} px, window 16, stride 12": (
-            1,
-            order_of(large, 48, steps, context=WINDOW, stride=STRIDE),
-        ),
-    }
+    window = {"context": WINDOW, "stride": STRIDE}
+    found = {}
+    for size in (small, large):
+        found[f"one job, 16 frames of {size} px"] = Case(1, order_of(size, 16, steps))
+    found[f"{REPEATED} equal jobs in a row, {small} px"] = Case(REPEATED, order_of(small, 16, steps))
+    for size in (small, large):
+        found[f"a batch of {REPEATED} clips, {size} px"] = Case(REPEATED, order_of(size, 16, steps), batch=True)
+    for size in (small, large):
+        found[f"48 frames of {size} px, window 16, stride 12"] = Case(1, order_of(size, 48, steps, **window))
+    return found
 
 
 def measure_jobs(sides: list[Side], arguments: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
     """Adds each round's figures to those of "<case> <side>"."""
-    for name, (count, order) in chosen_cases(arguments).items():
+    for name, case in chosen_cases(arguments).items():
         for number in range(arguments.rounds):
             for side in sides if number % 2 else sides[::-1]:
-                answers = [side.ask(**order) for _ in range(count)]
+                orders = case.orders(side.name)
+                answers = [side.ask(**order) for order in orders]
                 seconds = sum(answer["seconds"] for answer in answers)
                 step = statistics.median(answer["step_seconds"] for answer in answers)
-                rates = {"steps": 1 / step, "frames": count * order["frames"] / seconds}
+                # A step of a call is one of each clip that it makes.
+                rates = {
+                    "steps": case.count / len(orders) / step,
+                    "frames": case.count * case.order["frames"] / seconds,
+                }
                 encoding = sum(answer.get("encode_seconds", 0.0) for answer in answers) / seconds
-                rates["cpu"] = sum(answer["cpu_seconds"] for answer in answers) / count
+                rates["cpu"] = sum(answer["cpu_seconds"] for answer in answers) / case.count
                 rates |= {"peak": answers[-1]["peak_mib"] or 0, "encode": encoding}
                 found.setdefault(f"{name} {side.name}", []).append(rates)
 
 
-def chosen_cases(arguments: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
+def chosen_cases(arguments: argparse.Namespace) -> dict[str, Case]:
     return {name: case for name, case in cases(arguments.device).items() if arguments.cases in name}
 
 

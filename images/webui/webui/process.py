@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 from async_timeout import timeout
 from prometheus_client import Counter, Gauge, Histogram
 
-import webui
 from webui.engine.base import POISONING, Capabilities, Reason
+from webui.engine_environment import engine_environment
 from webui.engine_run import Event, Run
 from webui.request import Order
 from webui.settings import EngineSettings
@@ -176,8 +176,9 @@ class EngineProcess:
     async def _live_once(self) -> bool:
         """Starts a process and sees it through to its end; tells whether it ever became ready."""
         STARTS.inc()
+        environ = engine_environment(self._settings, os.environ)
         self._child = child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "webui.worker", stdin=PIPE, stdout=PIPE, limit=LINE_LIMIT, env=self._environment()
+            sys.executable, "-m", "webui.worker", stdin=PIPE, stdout=PIPE, limit=LINE_LIMIT, env=environ
         )
         was_ready, self._load_failure = False, None
         try:
@@ -211,21 +212,6 @@ class EngineProcess:
         except asyncio.TimeoutError:
             self._kill()
             return await child.wait()
-
-    def _environment(self) -> dict[str, str]:
-        package_root = str(Path(webui.__file__).parents[1])
-        threads = str(self._settings.threads)
-        return os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH")))),
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OPENBLAS_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "DIFFUSERS_VERBOSITY": "error",
-        }
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._child is None or self._child.stdin is None or self._child.stdin.is_closing():

@@ -54,17 +54,20 @@ def generate(pipeline: Any, order: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = arguments[-1]
         return values
 
+    seeds = range(order["seed"], order["seed"] + order.get("batch", 1))
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    is_batch = len(seeds) > 1  # FreeNoise takes no lists
     found = pipeline(
-        prompt=order["prompt"],
+        prompt=[order["prompt"]] * len(seeds) if is_batch else order["prompt"],
         width=order["width"],
         height=order["height"],
         num_frames=order["frames"],
         num_inference_steps=order["steps"],
         guidance_scale=7.5,
-        generator=torch.Generator("cpu").manual_seed(order["seed"]),
+        generator=generators if is_batch else generators[0],
         output_type="np",
         callback_on_step_end=step,
-    ).frames[0]
+    ).frames
     frames = (found * 255).round().astype(np.uint8)
     seconds, worked = time.perf_counter() - times[0], time.process_time() - worked
     peak = torch.cuda.max_memory_allocated() / (1 << 20) if torch.cuda.is_available() else None

@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from webui.engine_environment import engine_environment
+from webui.settings import EngineSettings
+
 
 class Side:
     """One of the two programs, running."""
@@ -21,6 +24,8 @@ class Side:
         threads = str(arguments.threads)
         command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), str(models), arguments.device, threads]
         environ = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+        if name == "ours":  # what the server starts it with
+            environ = engine_environment(EngineSettings(device=arguments.device, threads=arguments.threads), os.environ)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
             [*command, json.dumps(options)],
