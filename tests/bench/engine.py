@@ -1,7 +1,8 @@
 """Our engine beside a plain diffusers script of the same settings, in one run: `python tests/bench/engine.py`.
 
-Each side is a process of its own with the same models, threads and device, which waits while the other one works; the
-rounds alternate who begins, so that a noisy neighbour disturbs both. Figures are medians; a ratio above 1: ours ahead.
+Each side is a process of its own with the same models, threads and device (ours as the server starts it, with its
+settings of memory), which waits while the other one works; the rounds alternate who begins, so that a noisy neighbour
+disturbs both. Figures are medians; a ratio above 1: ours ahead.
 Jobs are measured in several processes a side: where a process lies in memory makes it some percent faster or slower
 for all its life, and one pair alone would show that instead.
   jobs         steps/s and frames/s: one job, equal jobs in a row, a batch of clips (ours as jobs, one after the other,
