@@ -24,6 +24,7 @@ from appliance.settings import QueueSettings
 
 log = logging.getLogger(__name__)
 RATES_SECONDS = 15.0
+MISSING_RATES_SECONDS = 1.0  # until all are told: what is done before is counted without a price
 SHUTDOWN_SECONDS = 3
 MOST_CONNECTIONS = 32
 
@@ -43,7 +44,7 @@ async def _serve(settings: ExporterSettings) -> int:
     exporter = Exporter(settings, queue, book, gpus, aws)
     if settings.gpus:
         gpus.start()
-    beside = [start_task("rates", _keep_rates(exporter, book))]
+    beside = [start_task("rates", _keep_rates(exporter, book, settings.workers))]
     if aws is not None:
         beside.append(start_task("aws", aws.run()))
     config = uvicorn.Config(
@@ -68,13 +69,16 @@ async def _serve(settings: ExporterSettings) -> int:
     return 0 if server.started else 1
 
 
-async def _keep_rates(exporter: Exporter, book: FigureBook) -> None:
+async def _keep_rates(exporter: Exporter, book: FigureBook, workers: int) -> None:
     """Again and again: a Redis that was put back from a backup has old ones, or none."""
     while True:
+        told = 0
         try:
-            await book.put_rates(exporter.rates())
+            rates = exporter.rates()
+            await book.put_rates(rates)
+            told = len(rates)
         except QueueError as error:
             log.debug("the rates are not told: %s", error)
         except Exception:
             log.exception("telling the rates failed")
-        await asyncio.sleep(RATES_SECONDS)
+        await asyncio.sleep(RATES_SECONDS if told == workers else MISSING_RATES_SECONDS)
