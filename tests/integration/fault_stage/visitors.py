@@ -121,6 +121,8 @@ class Visitors:
                 received += more
         finally:
             writer.transport.abort()
+        if not received:
+            raise ConnectionError("closed without an answer")
         head, _, body = received.partition(b"\r\n\r\n")
         return int(head.split(b" ", 2)[1]), body.decode("latin-1")
 
