@@ -8,6 +8,8 @@ local COOKIE = "appliance_client"
 local COOKIE_SECONDS = 30 * 86400
 local MAX_PEERS = 3 -- per request: the first and two retries
 local MOST_RANKINGS = 10000
+-- What nginx does not ask a second time once it was sent.
+local ONCE = { POST = true, LOCK = true, PATCH = true }
 
 local M = {}
 local turn = math.random(0, 1023) -- workers start at different places
@@ -68,18 +70,25 @@ local function mark_of(peer)
     return ngx.md5(peer.name):sub(1, 8)
 end
 
--- The nodes that take new requests, best for this client first. `home`: the mark of the node that it stays with.
-local function rank_all(all, client, by_load, home)
+-- Whether this request can go to another node after one that failed it. A WebSocket cannot, once it is open.
+local function is_repeatable()
+    return not ONCE[ngx.req.get_method()] and ngx.var.websocket == ""
+end
+
+-- The nodes that take new requests, best for this client first; those on trial last for what cannot be repeated.
+-- `home`: the mark of the node that it stays with.
+local function rank_all(all, client, repeatable, by_load, home)
     local ranked, peers = {}, {}
     for _, peer in ipairs(all) do
         if peer.weight > 0 then
             ranked[#ranked + 1] = {
                 peer = peer, score = rank(peer, client), load = by_load and load_of(peer) or 0,
-                is_home = home ~= nil and mark_of(peer) == home,
+                is_home = home ~= nil and mark_of(peer) == home, is_doubtful = not repeatable and peer.trial == true,
             }
         end
     end
     table.sort(ranked, function(one, other)
+        if one.is_doubtful ~= other.is_doubtful then return other.is_doubtful end
         if one.is_home ~= other.is_home then return one.is_home end
         if one.load ~= other.load then return one.load < other.load end
         return one.score > other.score
@@ -93,16 +102,19 @@ local function rank_by_name(all, stamp, client)
     if stamp ~= rankings_stamp or rankings_count >= MOST_RANKINGS then
         rankings, rankings_stamp, rankings_count = {}, stamp, 0
     end
-    local found = rankings[client]
+    local repeatable = is_repeatable()
+    local key = repeatable and client or client .. " once"
+    local found = rankings[key]
     if not found then
-        found = rank_all(all, client)
-        rankings[client], rankings_count = found, rankings_count + 1
+        found = rank_all(all, client, repeatable)
+        rankings[key], rankings_count = found, rankings_count + 1
     end
     return found
 end
 
 local function choose_least_busy(name, home, secure)
-    local peers = state.choose("webui", function(all) return rank_all(all, name, true, home) end)
+    local repeatable = is_repeatable()
+    local peers = state.choose("webui", function(all) return rank_all(all, name, repeatable, true, home) end)
     ngx.ctx.is_counted = true
     local mark = peers[1] and mark_of(peers[1])
     if mark and mark ~= home then write_cookie(name .. "." .. mark, secure) end

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.docker
 
 
 def serve(name: str, port: int) -> None:
-    """One upstream: answers who it is and what it saw; `die` breaks off in mid-request."""
+    """One upstream: answers who it is and what it saw, `at` one of them with `status`; `die` breaks off."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -66,7 +66,8 @@ def serve(name: str, port: int) -> None:
         if request.query_params.get("die") in (name, "any"):
             os._exit(1)
         answer = {"node": name, "path": request.url.path, "headers": dict(request.headers), "bytes": len(body)}
-        return JSONResponse(answer, status_code=int(request.query_params.get("status", 200)))
+        status = request.query_params.get("status", 200) if request.query_params.get("at") in (name, None) else 200
+        return JSONResponse(answer, status_code=int(status))
 
     async def authorize(request: Request) -> Response:
         seen["authorize"] += 1
@@ -421,6 +422,7 @@ def test_a_wrong_state_is_refused_and_the_last_good_one_kept(setup: Setup) -> No
         {**good, "pools": {"api": [peer, peer], "webui": []}},
         {**good, "pools": {"api": [], "webui": [peer]}},
         {**good, "pools": {"api": [], "webui": [{**peer, "weight": -1}]}},
+        {**good, "pools": {"api": [], "webui": [{**peer, "weight": 1, "trial": 1}]}},
     ]  # fmt: skip
     for body in wrong:
         assert setup.state(body).status_code == 400, body

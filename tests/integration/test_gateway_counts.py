@@ -75,8 +75,14 @@ class Browser:
         self.node = self.get().json()["node"]
 
     def get(self, **query: str) -> httpx.Response:
+        return self._ask("GET", query)
+
+    def post(self, **query: str) -> httpx.Response:
+        return self._ask("POST", query)
+
+    def _ask(self, method: str, query: dict[str, str]) -> httpx.Response:
         headers = {**KEY, "Cookie": f"appliance_client={self.cookie}"}
-        return httpx.get(self._setup.base + PAGE, headers=headers, params=query, verify=PLAIN, timeout=10)
+        return httpx.request(method, self._setup.base + PAGE, headers=headers, params=query, verify=PLAIN, timeout=10)
 
 
 def browser_at(setup: Setup, node: str) -> Browser:
@@ -86,7 +92,7 @@ def browser_at(setup: Setup, node: str) -> Browser:
 def test_each_try_counts_for_its_peer(setup: Setup) -> None:
     browser, before = browser_at(setup, NODES[0]), counts(setup)
     for status in ("200", "200", "404", "500", "503"):
-        assert browser.get(status=status).status_code == int(status)
+        assert browser.post(status=status).status_code == int(status)
     peer = f"webui {NODES[0]}"
 
     def arrived() -> bool:
@@ -104,6 +110,19 @@ def test_each_try_counts_for_its_peer(setup: Setup) -> None:
     assert 0 < more(before, after, peer, "seconds_sum") < 5
     assert after["requests"] >= before["requests"] + 5
     assert more(before, after, f"webui {NODES[1]}", "passed") == 0
+
+
+def test_a_page_that_one_node_fails_counts_for_that_one_and_one_that_all_fail_for_nobody(setup: Setup) -> None:
+    browser, before = browser_at(setup, NODES[0]), counts(setup)
+    assert browser.get(status="500", at=NODES[0]).json()["node"] != NODES[0]
+    assert browser.get(status="500").status_code == 500
+
+    def answered(node: str, name: str) -> float:
+        return more(before, counts(setup), f"webui {node}", "status", name)
+
+    eventually(setup, "counts", lambda: [answered(node, "5xx") for node in NODES] == [2, 1, 1])
+    after = counts(setup)
+    assert [more(before, after, f"webui {node}", "failed") for node in NODES] == [1, 0, 0]
 
 
 def test_a_try_that_broke_off_counts_and_so_does_the_next_one(setup: Setup) -> None:
@@ -131,7 +150,7 @@ def test_a_node_that_pings_and_fails_its_visitors_loses_them_and_wins_them_back(
     others = [browser_at(setup, node) for node in NODES[1:]]
     begin = time.monotonic()
     failures = 0
-    while (answer := browser.get(status="500" if shares(setup)[NODES[0]] else "200")).status_code == 500:
+    while (answer := browser.post(status="500", at=NODES[0])).status_code == 500:
         failures += 1
         assert time.monotonic() - begin < 2, "by the clock: a quick machine fails more often until the next look"
         for other in others:
@@ -140,7 +159,8 @@ def test_a_node_that_pings_and_fails_its_visitors_loses_them_and_wins_them_back(
     assert answer.json()["node"] != NODES[0]
     assert shares(setup) == {NODES[0]: 0, NODES[1]: 1, NODES[2]: 1}
     assert NODES[0] in setup.pool(), "what goes on there goes on"
-    eventually(setup, "trial", lambda: shares(setup)[NODES[0]] == pytest.approx(0.1), 15)
+    eventually(setup, "trial", lambda: shares(setup)[NODES[0]] == pytest.approx(0.25), 15)
+    assert browser.post(status="500", at=NODES[0]).status_code == 200, "no trial for what is asked only once"
     tried = next(one for one in iter(lambda: Browser(setup), None) if one.node == NODES[0])
     assert tried.get().status_code == 200
     eventually(setup, "full share", lambda: shares(setup)[NODES[0]] == 1)
@@ -149,11 +169,12 @@ def test_a_node_that_pings_and_fails_its_visitors_loses_them_and_wins_them_back(
     assert "failed while other nodes serve theirs" in log
 
 
-def test_where_all_fail_nobody_is_to_blame(setup: Setup) -> None:
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_where_all_fail_nobody_is_to_blame(setup: Setup, method: str) -> None:
     browsers = [browser_at(setup, node) for node in NODES]
     for _ in range(12):
         for browser in browsers:
-            assert browser.get(status="500").status_code == 500
+            assert (browser.get if method == "GET" else browser.post)(status="500").status_code == 500
     time.sleep(0.6)
     assert shares(setup) == dict.fromkeys(NODES, 1)
 

@@ -25,7 +25,9 @@ from tests.integration.fault_stage.visitors import Visitors
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
 WINDOW_SECONDS = 0.8
 """The promise."""
-FAULT_SECONDS = 5.0
+FAULT_SECONDS, AFTER_SECONDS = 5.0, 3.0
+OUT_AND_TRIED_SECONDS, OUT_TWICE_SECONDS = 14.0, 12.0
+"""A node that fails its visitors is out for 5 s, then on trial, then out for 10 s."""
 WHOLE_SECONDS = 90.0
 
 
@@ -53,6 +55,8 @@ async def under(
     sick: set[str],
     begin: Callable[[], Awaitable[None]],
     end: Callable[[], Awaitable[None]],
+    seconds: float = FAULT_SECONDS,
+    after_seconds: float = AFTER_SECONDS,
 ) -> Figures:
     """What visitors saw while something was wrong, and for a while after it was right again."""
     await whole(stage, gateway)
@@ -61,16 +65,16 @@ async def under(
     await asyncio.sleep(2)
     began = time.monotonic()
     await begin()
-    await asyncio.sleep(FAULT_SECONDS)
+    await asyncio.sleep(seconds)
     ended = time.monotonic()
     await end()
-    await asyncio.sleep(3)
+    await asyncio.sleep(after_seconds)
     diary = await visitors.stop()
     posts = Counter(post for node in stage.nodes for post in node.posts())
     return figures(diary, sick, began, ended, posts)
 
 
-async def of_fault(stage: Stage, gateway: Ours, fault: Fault) -> Figures:
+async def of_fault(stage: Stage, gateway: Ours, fault: Fault, *seconds: float) -> Figures:
     node = stage.nodes[1]
     sick = {one.name for one in stage.nodes} if fault.hits == 3 else {node.name}
 
@@ -80,7 +84,7 @@ async def of_fault(stage: Stage, gateway: Ours, fault: Fault) -> Figures:
     async def end() -> None:
         await asyncio.to_thread(fault.end, stage, node)
 
-    found = await under(stage, gateway, sick, begin, end)
+    found = await under(stage, gateway, sick, begin, end, *seconds)
     print(f"\n{fault.name}: {found.in_words()}")
     return found
 
@@ -88,6 +92,14 @@ async def of_fault(stage: Stage, gateway: Ours, fault: Fault) -> Figures:
 @pytest.mark.parametrize("name", [name for name, fault in BY_NAME.items() if fault.hits == 1 and name != "flapping"])
 async def test_a_sick_node_is_noticed_by_few_and_only_by_its_own(stage: tuple[Stage, Ours], name: str) -> None:
     seen = await of_fault(*stage, BY_NAME[name])
+    assert seen.window <= WINDOW_SECONDS
+    assert (seen.elsewhere, seen.broken, seen.twice) == (0, 0, 0)
+    assert seen.back is not None
+
+
+async def test_nobody_notices_that_a_node_fails_its_trial(stage: tuple[Stage, Ours]) -> None:
+    seen = await of_fault(*stage, BY_NAME["pings but fails"], OUT_AND_TRIED_SECONDS, OUT_TWICE_SECONDS)
+    assert "on trial" in stage[1].logs()
     assert seen.window <= WINDOW_SECONDS
     assert (seen.elsewhere, seen.broken, seen.twice) == (0, 0, 0)
     assert seen.back is not None

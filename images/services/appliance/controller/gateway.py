@@ -91,4 +91,4 @@ def encode(epoch: str, version: int, peers: Peers, orders: Mapping[str, Order]) 
 
 def _document(peer: Peer, pool: str) -> dict[str, object]:
     document = {"name": peer.name, "ip": peer.ip, "port": peer.port, "weight": peer.weight}
-    return {**document, "busy": peer.busy} if pool == "webui" else document
+    return {**document, "busy": peer.busy, "trial": peer.trial} if pool == "webui" else document

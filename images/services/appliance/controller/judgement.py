@@ -160,7 +160,8 @@ def _demote(standing: Standing, usual: str, known: Known) -> Standing:
 def _tried(standing: Standing, known: Known, rules: Rules) -> Standing:
     if standing.state is not State.UP or standing.node.target.name not in known.on_trial:
         return standing
-    return replace(standing, share=standing.share * rules.trial_share, reason=f"{standing.reason}; on trial")
+    reason = f"{standing.reason}; on trial"
+    return replace(standing, share=standing.share * rules.trial_share, reason=reason, trial=True)
 
 
 def _with_shares(webuis: list[Standing], known: Known) -> list[Standing]:

@@ -1,7 +1,8 @@
 """Nodes that answer their pings but fail their visitors, told by what became of real requests. Pure.
 
 As Envoy's outlier detection: so many failures in a row end a node's turn, for longer each time. It comes back on trial,
-with a small share of the new sessions, until one request has succeeded.
+with a small share of the sessions and only such requests as the gateway asks elsewhere when they fail, so that nobody
+notices a trial that ends badly, until one request has succeeded.
 """
 
 from __future__ import annotations

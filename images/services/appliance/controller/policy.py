@@ -60,7 +60,7 @@ class Rules:
     """Of visitors' requests, after which a node is out for `first_out_seconds`, doubled each time."""
     first_out_seconds: float = 5.0
     trial_failures: int = 2
-    trial_share: float = 0.1
+    trial_share: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Standing:
-    """`share` is the node's part of the new sessions; 0 where it takes none. `since` is a monotonic second."""
+    """`share` is the node's part of the new sessions; 0 where it takes none. `trial`: it only gets requests that can be
+    asked elsewhere after it. `since` is a monotonic second."""
 
     node: Node
     state: State
     reason: str
     share: float = 0.0
     since: float = 0.0
+    trial: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -124,6 +126,7 @@ class Peer:
     port: int
     weight: float
     busy: int = 0
+    trial: bool = False
 
 
 Peers = Mapping[str, tuple[Peer, ...]]
@@ -219,7 +222,7 @@ def _pool(standings: list[Standing], now: float, rules: Rules) -> tuple[Peer, ..
         held = [node for node in fallen if node.successes >= rules.successes_to_rise]
         last = held or _doubted(fallen, now, rules)
     return tuple(
-        _peer(one.node, one.node.target.weight if one.node in last else one.share)
+        _peer(one.node, one.node.target.weight if one.node in last else one.share, one.trial)
         for one in standings
         if one.state in (State.UP, State.DRAINING) or one.node in last or _is_of_use(one.node)
     )
@@ -240,7 +243,7 @@ def _doubted(nodes: list[Node], now: float, rules: Rules) -> list[Node]:
     return [node for node in fallen if last - node.falls[-1] <= rules.doubt_seconds]
 
 
-def _peer(node: Node, weight: float) -> Peer:
+def _peer(node: Node, weight: float, trial: bool) -> Peer:
     if node.address is None:  # an up node has answered, so it has an address
         raise ValueError(f"{node.target.name} is up without an address")
-    return Peer(node.target.name, node.address, node.target.port, weight, node.busy)
+    return Peer(node.target.name, node.address, node.target.port, weight, node.busy, trial)

@@ -83,14 +83,14 @@ def test_tallies_of_a_pool() -> None:
 
 
 def test_the_state_document() -> None:
-    peers = {"api": (Peer("a", "10.0.0.1", 8000, 1.0),), "webui": (Peer("w", "10.0.0.2", 7860, 0.5, 2),)}
+    peers = {"api": (Peer("a", "10.0.0.1", 8000, 1.0),), "webui": (Peer("w", "10.0.0.2", 7860, 0.5, 2, trial=True),)}
     orders = {"w": Order(OrderKind.DRAIN, "ada", 1.5)}
     assert json.loads(encode("17", 3, peers, orders)) == {
         "epoch": "17",
         "version": 3,
         "pools": {
             "api": [{"ip": "10.0.0.1", "name": "a", "port": 8000, "weight": 1.0}],
-            "webui": [{"busy": 2, "ip": "10.0.0.2", "name": "w", "port": 7860, "weight": 0.5}],
+            "webui": [{"busy": 2, "ip": "10.0.0.2", "name": "w", "port": 7860, "trial": True, "weight": 0.5}],
         },
         "orders": {"w": orders["w"].to_json()},
     }

@@ -112,7 +112,13 @@ def test_a_canary_without_a_share_takes_as_many_as_anybody() -> None:
 
 def test_a_node_that_fails_its_visitors_takes_no_new_ones_and_then_a_few() -> None:
     assert states(fleet(), Known(failing={B: "its requests fail"}))[B] is State.DRAINING
-    assert shares(fleet(), Known(on_trial=frozenset({B})))[B] == RULES.trial_share
+    tried = Known(on_trial=frozenset({B}))
+    assert shares(fleet(), tried)[B] == RULES.trial_share
+    standings = judge(fleet(), tried, 10.0, RULES)
+    assert {name for (_, name), one in standings.items() if one.trial} == {B}
+    peers = decide(fleet(), 10.0, RULES, standings)
+    assert peers
+    assert {peer.name for peer in peers["webui"] if peer.trial} == {B}
 
 
 def test_a_silent_agent_is_told_and_decides_nothing() -> None:

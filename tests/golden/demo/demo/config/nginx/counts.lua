@@ -25,15 +25,20 @@ local function add(numbers, what, number)
     numbers[what] = (numbers[what] or 0) + number
 end
 
--- One try: with "0xx" where the peer did not answer. "Not now", a 503, says nothing of how it is.
-local function add_try(peer, status, seconds)
+-- One try: with "0xx" where the peer did not answer. "Not now", a 503, says nothing of how it is, nor does what fails
+-- `everywhere`.
+local function add_try(peer, status, seconds, everywhere)
     local numbers = fresh[peer]
     if not numbers then
         numbers = {}
         fresh[peer] = numbers
     end
     add(numbers, CLASSES[math.floor(status / 100)] or "0xx", 1)
-    if status ~= 503 and status ~= 0 then add(numbers, status < 500 and "passed" or "failed", 1) end
+    if status < 500 then
+        if status ~= 0 then add(numbers, "passed", 1) end
+    elseif status ~= 503 and not everywhere then
+        add(numbers, "failed", 1)
+    end
     add(numbers, "seconds", seconds)
     add(numbers, bucket(seconds), 1)
 end
@@ -47,11 +52,20 @@ local function entries(list)
     return found
 end
 
+-- Where every one of several peers fails it is the request.
+local function fails_everywhere(statuses)
+    for _, status in ipairs(statuses) do
+        if (tonumber(status) or 0) < 500 then return false end
+    end
+    return #statuses > 1
+end
+
 local function add_tries(pool)
     local statuses, times = entries(ngx.var.upstream_status), entries(ngx.var.upstream_response_time)
+    local everywhere = fails_everywhere(statuses)
     for i, address in ipairs(entries(ngx.var.upstream_addr)) do
         local peer = state.at(pool, address)
-        if peer then add_try(peer.label, tonumber(statuses[i]) or 0, tonumber(times[i]) or 0) end
+        if peer then add_try(peer.label, tonumber(statuses[i]) or 0, tonumber(times[i]) or 0, everywhere) end
     end
 end
 

@@ -1,11 +1,12 @@
 -- Which peers may get traffic, as the controller last said it. The whole state is replaced by
 --   PUT /state  {"epoch": "<controller's start, µs>", "version": n,
 --                "pools": {"api": [{"name", "ip", "port", "weight"}],
---                          "webui": [{"name", "ip", "port", "weight", "busy"}]}, "orders": {…}}
+--                          "webui": [{"name", "ip", "port", "weight", "busy", "trial"}]}, "orders": {…}}
 -- weight 0: draining, what runs there goes on and nothing new begins; an api may still be asked whose key is good (its
 -- weight may be missing). A peer that is not listed loses its WebSockets.
 -- orders: nothing to the gateway, which gives them back to the controller that comes next.
 -- busy (may be missing): how much the node itself says it has to do.
+-- trial (may be missing): whether it gets only what another node can be asked after it.
 -- 200 accepted, 400 malformed, 409 older than what is known; a refused state changes nothing. GET /state shows it.
 -- The shared dict outlives a reload, not a restart: the controller pushes again every 2 s.
 local cjson = require "cjson.safe"
@@ -54,6 +55,7 @@ local function check_peer(pool, peer, names)
     if not (type(weight) == "number" and weight >= 0 and weight <= MAX_WEIGHT) then
         return "has no weight"
     end
+    if peer.trial ~= nil and type(peer.trial) ~= "boolean" then return "has a trial that is neither true nor false" end
     if peer.busy ~= nil and not is_integer(peer.busy, 0, MAX_BUSY) then return "has a busy that is no number of jobs" end
 end
 
