@@ -65,7 +65,7 @@ JSON_LOG = """log_format json escape=json
         '"path":"$uri","status":"$status","bytes":"$bytes_sent","seconds":"$request_time","upstream":"$upstream_addr",'
         '"upstream_status":"$upstream_status","upstream_seconds":"$upstream_response_time",'
         '"user_agent":"$http_user_agent"}';
-    access_log /dev/stdout json buffer=32k flush=1s;"""
+    access_log /dev/stdout json buffer=4k flush=1s;"""
 HEADERS = """
             proxy_set_header Host $host;
             proxy_set_header X-Request-Id $request_id;

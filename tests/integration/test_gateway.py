@@ -726,6 +726,25 @@ def test_the_access_log_is_json_without_query_strings(setup: Setup) -> None:
     assert "secret" not in lines()[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/none/{}", 404),
+        ("GET", "/webui/{}", 401),
+        ("POST", "/webui/{}?die=any", 502),
+        ("PUT", "/webui/{}", 413),
+    ],
+)
+def test_the_access_log_tells_what_failed(setup: Setup, method: str, path: str, status: int) -> None:
+    path = path.format(uuid.uuid4().hex)
+    headers = {} if status == 401 else KEY
+    body = b"x" * (2 * MEBIBYTE) if status == 413 else b""
+    answer = httpx.request(method, setup.base + path, headers=headers, content=body, verify=PLAIN)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    message = f'"message":"{method} {path.partition("?")[0]} {status}"'
+    wait_for(message, lambda: message in docker("logs", setup.container).stdout, setup.logs)
+
+
 def test_the_healthcheck_and_a_graceful_stop(setup: Setup) -> None:
     assert docker("exec", setup.container, "gateway-healthcheck").returncode == 0
     begin = time.monotonic()

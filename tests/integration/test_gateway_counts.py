@@ -3,6 +3,7 @@ that restarts. The real gateway container and the real controller in front of re
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import uuid
@@ -207,6 +208,33 @@ def test_a_key_that_was_revoked_counts_no_more_within_two_seconds(setup: Setup, 
         time.sleep(0.02)
     asked = sum(upstream.seen().get("authorize", 0) for upstream in setup.upstreams.values()) - sum(seen)
     assert 4 <= asked <= 6, "once in half a second, not with each request"
+
+
+def test_lines_of_the_access_log_stay_whole_at_full_load(setup: Setup) -> None:
+    """nginx's workers share one pipe, which keeps apart only what is written with at most 4 KiB."""
+    mark, connections, each = uuid.uuid4().hex, 48, 900
+    host, _, port = setup.base.removeprefix("http://").partition(":")
+    request = f"GET / HTTP/1.1\r\nHost: x\r\nUser-Agent: {mark}{'a' * 3000}\r\n\r\n".encode()
+    last = request.replace(b"Host: x", b"Host: x\r\nConnection: close")
+
+    def flood() -> None:
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            sending = threading.Thread(target=connection.sendall, args=[request * (each - 1) + last])
+            sending.start()
+            while connection.recv(65536):
+                pass
+            sending.join()
+
+    floods = [threading.Thread(target=flood) for _ in range(connections)]
+    for one in floods:
+        one.start()
+    for one in floods:
+        one.join()
+    time.sleep(1.5)  # until all is written
+    lines = [line for line in docker("logs", setup.container).stdout.splitlines() if line]
+    broken = [line for line in lines if not line.startswith("{") or line.count('"@timestamp"') != 1 or line[-1] != "}"]
+    assert broken == [], f"{len(broken)} of {len(lines)}"
+    assert sum(mark in line for line in lines) == connections * each
 
 
 def test_counts_outlive_a_reload(setup: Setup) -> None:
