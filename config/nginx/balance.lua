@@ -70,11 +70,6 @@ local function mark_of(peer)
     return ngx.md5(peer.name):sub(1, 8)
 end
 
--- Whether this request can go to another node after one that failed it. A WebSocket cannot, once it is open.
-local function is_repeatable()
-    return not ONCE[ngx.req.get_method()] and ngx.var.websocket == ""
-end
-
 -- The nodes that take new requests, best for this client first; those on trial last for what cannot be repeated.
 -- `home`: the mark of the node that it stays with.
 local function rank_all(all, client, repeatable, by_load, home)
@@ -98,11 +93,10 @@ local function rank_all(all, client, repeatable, by_load, home)
 end
 
 -- Without a load the answer is the same as long as the state is: the clients that were here last are remembered.
-local function rank_by_name(all, stamp, client)
+local function rank_by_name(all, stamp, client, repeatable)
     if stamp ~= rankings_stamp or rankings_count >= MOST_RANKINGS then
         rankings, rankings_stamp, rankings_count = {}, stamp, 0
     end
-    local repeatable = is_repeatable()
     local key = repeatable and client or client .. " once"
     local found = rankings[key]
     if not found then
@@ -112,8 +106,7 @@ local function rank_by_name(all, stamp, client)
     return found
 end
 
-local function choose_least_busy(name, home, secure)
-    local repeatable = is_repeatable()
+local function choose_least_busy(name, home, secure, repeatable)
     local peers = state.choose("webui", function(all) return rank_all(all, name, repeatable, true, home) end)
     ngx.ctx.is_counted = true
     local mark = peers[1] and mark_of(peers[1])
@@ -122,18 +115,24 @@ local function choose_least_busy(name, home, secure)
 end
 
 -- A node for this client. "cookie": by its cookie; "ip_hash": by its address; "least_busy": the one with the least to
--- do, then always the same as long as that takes requests.
-function M.choose_webui(balance, secure)
+-- do, then always the same as long as that takes requests. `repeatable`: whether another node can answer as well after
+-- one that failed.
+function M.choose_webui(balance, secure, repeatable)
+    repeatable = repeatable and not ONCE[ngx.req.get_method()]
     if balance == "ip_hash" then
         local client = ngx.var.remote_addr
-        return offer("webui", state.choose("webui", function(all, stamp) return rank_by_name(all, stamp, client) end))
+        return offer("webui", state.choose("webui", function(all, stamp)
+            return rank_by_name(all, stamp, client, repeatable)
+        end))
     end
     local name, home = read_cookie()
     local is_new = not name
     name = name or ngx.var.request_id -- 16 random bytes in hex
-    if balance == "least_busy" then return choose_least_busy(name, home, secure) end
+    if balance == "least_busy" then return choose_least_busy(name, home, secure, repeatable) end
     if is_new then write_cookie(name, secure) end
-    return offer("webui", state.choose("webui", function(all, stamp) return rank_by_name(all, stamp, name) end))
+    return offer("webui", state.choose("webui", function(all, stamp)
+        return rank_by_name(all, stamp, name, repeatable)
+    end))
 end
 
 -- `peer` is tried now.
