@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 
 import httpx
@@ -33,11 +33,11 @@ class Visited:
         self._gateway = gateway
         self._version = 0
 
-    def push(self, trial: set[str]) -> None:
-        """A new state, with these nodes on trial."""
+    def push(self, trial: Collection[str] = (), retired: Collection[str] = ()) -> None:
+        """A new state, with these nodes on trial, and those that take nothing new."""
         self._version += 1
         api = [{"name": node.name, "ip": node.ip, "port": PORT, "weight": 1} for node in self.nodes]
-        webui = [{**peer, "trial": peer["name"] in trial} for peer in api]
+        webui = [{**peer, "trial": peer["name"] in trial, "weight": int(peer["name"] not in retired)} for peer in api]
         pools = {"api": api, "webui": webui}
         body = {"epoch": str(FAR_AHEAD)[:16], "version": self._version, "pools": pools}
         assert self._gateway.push(json.dumps(body)) == 200
@@ -77,7 +77,7 @@ def shared(staged: tuple[Stage, Ours]) -> Visited:
 def visited(shared: Visited) -> Visited:
     for node in shared.nodes:
         node.set_mode()
-    shared.push(trial=set())
+    shared.push()
     return shared
 
 
@@ -110,12 +110,29 @@ def test_a_refusal_is_an_answer(visited: Visited, status: str) -> None:
     assert Counter(answer.status_code for answer in visited.ask("GET"))[int(status)] > 0
 
 
-def test_what_a_node_has_of_its_own_is_not_asked_of_another(visited: Visited) -> None:
-    """There it would be unknown, and whoever asked would take it for lost."""
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_a_node_has_made_is_found_wherever_its_client_is_now(visited: Visited, method: str) -> None:
+    for retired in (set(), {visited.sick.name}):
+        visited.push(retired=retired)
+        for node in visited.nodes:
+            assert nodes_of(visited.ask(method, f"/webui/local/runs/{node.name}/files/0")) == {node.name}
+    assert {answer.status_code for answer in visited.ask(method, "/webui/local/runs/nowhere/1")} == {404}
+
+
+def test_nothing_new_is_made_at_a_node_that_takes_nothing_new(visited: Visited) -> None:
+    visited.push(retired={visited.sick.name})
+    assert visited.sick.name not in nodes_of(visited.ask("POST", "/webui/local/runs"))
+    assert visited.sick.name not in nodes_of(visited.ask("GET"))
+
+
+def test_who_cannot_tell_is_not_taken_for_one_that_has_it_no_more(visited: Visited) -> None:
     visited.sick.set_mode(status="500")
-    assert Counter(answer.status_code for answer in visited.ask("GET", "/webui/local/runs/1"))[500] > 0
-    visited.push(trial={visited.sick.name})
-    assert visited.sick.name not in nodes_of(visited.ask("GET", "/webui/local/runs/1"))
+    for state in ({"retired": {visited.sick.name}}, {"trial": {visited.sick.name}}, {}):
+        visited.push(**state)
+        statuses = {answer.status_code for answer in visited.ask("GET", f"/webui/local/runs/{visited.sick.name}/1")}
+        assert statuses == {500}
+        well = visited.nodes[0].name
+        assert nodes_of(visited.ask("GET", f"/webui/local/runs/{well}/1")) == {well}
 
 
 def test_where_all_fail_it_is_said_once(visited: Visited) -> None:
@@ -131,7 +148,7 @@ def test_a_node_on_trial_gets_only_what_can_be_asked_twice(visited: Visited) -> 
     assert sick in nodes_of(visited.ask("GET"))
     assert nodes_of(visited.ask("POST")) == others
     assert visited.socket_nodes() == others
-    visited.push(trial=set())
+    visited.push()
     assert nodes_of(visited.ask("POST")) == visited.socket_nodes() == {sick, *others}, "the trial is over"
 
 

@@ -1,8 +1,8 @@
 """A node and an api in one, as small as they come: `node.py NAME` in a container, on port 7860.
 
-It answers pings, keys, pages, posts and WebSockets; `GET /mode?…` makes it ill: `ping` (what its ping says), `status`
-(of everything else), `delay` (seconds before any answer). Every post's id is a line of its output; `?wait=` of a post:
-seconds from there to its answer.
+It answers pings, keys, pages, posts and WebSockets, and has runs below its own name; `GET /mode?…` makes it ill: `ping`
+(what its ping says), `status` (of everything else), `delay` (seconds before any answer). Every post's id is a line of
+its output; `?wait=` of a post: seconds from there to its answer.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     if method == "POST":
         print("post", headers.get("x-post-id", "?"), flush=True)
         await asyncio.sleep(float(dict(parse_qsl(urlsplit(target).query)).get("wait", 0)))
-    return send(writer, int(mode["status"]), {"node": NAME}) and goes_on
+    missing = path.startswith("/local/runs/") and not path.startswith(f"/local/runs/{NAME}/")
+    return send(writer, 404 if missing else int(mode["status"]), {"node": NAME}) and goes_on
 
 
 def send(writer: asyncio.StreamWriter, status: int, body: object) -> bool:

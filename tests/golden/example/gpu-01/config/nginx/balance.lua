@@ -8,8 +8,10 @@ local COOKIE = "appliance_client"
 local COOKIE_SECONDS = 30 * 86400
 local MAX_PEERS = 3 -- per request: the first and two retries
 local MOST_RANKINGS = 10000
+-- Kinds of requests: that any node can answer; about what one node has made; that only one node may be sent.
+local PAGE, OWN, ONCE = "page", "own", "once"
 -- What nginx does not ask a second time once it was sent.
-local ONCE = { POST = true, LOCK = true, PATCH = true }
+local UNSAFE = { POST = true, LOCK = true, PATCH = true }
 
 local M = {}
 local turn = math.random(0, 1023) -- workers start at different places
@@ -55,10 +57,10 @@ end
 
 -- Weighted rendezvous hashing (Thaler & Ravishankar 1998; weights: -w/ln h): when a node leaves, only its own clients
 -- move. md5, because crc32 spreads similar names unevenly.
-local function rank(peer, client)
+local function rank(peer, client, weight)
     local a, b, c, d, e, f = ngx.md5_bin(client .. "\0" .. peer.name):byte(1, 6)
     local unit = (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f + 0.5) / 2 ^ 48
-    return -peer.weight / math.log(unit)
+    return -weight / math.log(unit)
 end
 
 -- What a node has to do, by its own account and by what is under way through this gateway, for each unit of weight.
@@ -70,15 +72,31 @@ local function mark_of(peer)
     return ngx.md5(peer.name):sub(1, 8)
 end
 
--- The nodes that take new requests, best for this client first; those on trial last for what cannot be repeated.
--- `home`: the mark of the node that it stays with.
-local function rank_all(all, client, repeatable, by_load, home)
-    local ranked, peers = {}, {}
+local function first_of(ranked)
+    local peers = {}
+    for i = 1, math.min(#ranked, MAX_PEERS) do peers[i] = ranked[i].peer end
+    return peers
+end
+
+-- The nodes that take nothing new, those first that this client would be with if they did.
+local function rank_retired(all, client)
+    local ranked = {}
+    for _, peer in ipairs(all) do
+        if peer.weight == 0 then ranked[#ranked + 1] = { peer = peer, score = rank(peer, client, 1) } end
+    end
+    table.sort(ranked, function(one, other) return one.score > other.score end)
+    return ranked
+end
+
+-- The nodes that take new requests, best for this client first; those on trial last for all but a PAGE. After the first
+-- one, for what is OWN to a node, those that take nothing new any more. `home`: the mark of the node that it stays with.
+local function rank_all(all, client, kind, by_load, home)
+    local ranked = {}
     for _, peer in ipairs(all) do
         if peer.weight > 0 then
             ranked[#ranked + 1] = {
-                peer = peer, score = rank(peer, client), load = by_load and load_of(peer) or 0,
-                is_home = home ~= nil and mark_of(peer) == home, is_doubtful = not repeatable and peer.trial == true,
+                peer = peer, score = rank(peer, client, peer.weight), load = by_load and load_of(peer) or 0,
+                is_home = home ~= nil and mark_of(peer) == home, is_doubtful = kind ~= PAGE and peer.trial == true,
             }
         end
     end
@@ -88,26 +106,28 @@ local function rank_all(all, client, repeatable, by_load, home)
         if one.load ~= other.load then return one.load < other.load end
         return one.score > other.score
     end)
-    for i = 1, math.min(#ranked, MAX_PEERS) do peers[i] = ranked[i].peer end
-    return peers
+    if kind == OWN then
+        for i, one in ipairs(rank_retired(all, client)) do table.insert(ranked, math.min(i + 1, #ranked + 1), one) end
+    end
+    return first_of(ranked)
 end
 
 -- Without a load the answer is the same as long as the state is: the clients that were here last are remembered.
-local function rank_by_name(all, stamp, client, repeatable)
+local function rank_by_name(all, stamp, client, kind)
     if stamp ~= rankings_stamp or rankings_count >= MOST_RANKINGS then
         rankings, rankings_stamp, rankings_count = {}, stamp, 0
     end
-    local key = repeatable and client or client .. " once"
+    local key = kind == PAGE and client or client .. kind
     local found = rankings[key]
     if not found then
-        found = rank_all(all, client, repeatable)
+        found = rank_all(all, client, kind)
         rankings[key], rankings_count = found, rankings_count + 1
     end
     return found
 end
 
-local function choose_least_busy(name, home, secure, repeatable)
-    local peers = state.choose("webui", function(all) return rank_all(all, name, repeatable, true, home) end)
+local function choose_least_busy(name, home, secure, kind)
+    local peers = state.choose("webui", function(all) return rank_all(all, name, kind, true, home) end)
     ngx.ctx.is_counted = true
     local mark = peers[1] and mark_of(peers[1])
     if mark and mark ~= home then write_cookie(name .. "." .. mark, secure) end
@@ -115,23 +135,22 @@ local function choose_least_busy(name, home, secure, repeatable)
 end
 
 -- A node for this client. "cookie": by its cookie; "ip_hash": by its address; "least_busy": the one with the least to
--- do, then always the same as long as that takes requests. `repeatable`: whether another node can answer as well after
--- one that failed.
-function M.choose_webui(balance, secure, repeatable)
-    repeatable = repeatable and not ONCE[ngx.req.get_method()]
+-- do, then always the same as long as that takes requests. `kind`: see above.
+function M.choose_webui(balance, secure, kind)
+    if UNSAFE[ngx.req.get_method()] then kind = ONCE end
     if balance == "ip_hash" then
         local client = ngx.var.remote_addr
         return offer("webui", state.choose("webui", function(all, stamp)
-            return rank_by_name(all, stamp, client, repeatable)
+            return rank_by_name(all, stamp, client, kind)
         end))
     end
     local name, home = read_cookie()
     local is_new = not name
     name = name or ngx.var.request_id -- 16 random bytes in hex
-    if balance == "least_busy" then return choose_least_busy(name, home, secure, repeatable) end
+    if balance == "least_busy" then return choose_least_busy(name, home, secure, kind) end
     if is_new then write_cookie(name, secure) end
     return offer("webui", state.choose("webui", function(all, stamp)
-        return rank_by_name(all, stamp, name, repeatable)
+        return rank_by_name(all, stamp, name, kind)
     end))
 end
 
