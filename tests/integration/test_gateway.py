@@ -741,8 +741,28 @@ def test_the_access_log_tells_what_failed(setup: Setup, method: str, path: str, 
     body = b"x" * (2 * MEBIBYTE) if status == 413 else b""
     answer = httpx.request(method, setup.base + path, headers=headers, content=body, verify=PLAIN)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert "sandbox" in answer.headers["content-security-policy"]
     message = f'"message":"{method} {path.partition("?")[0]} {status}"'
     wait_for(message, lambda: message in docker("logs", setup.container).stdout, setup.logs)
+
+
+@pytest.mark.parametrize("lines", ["GET / HTTP/1.1", "GET / HTTP/1.1\r\nHost: a\r\nHost: b", "GET\t/\r\n", "\0"])
+def test_what_is_no_http_costs_one_line_of_the_log(setup: Setup, lines: str) -> None:
+    begin = len(docker("logs", setup.container).stdout.splitlines())
+    host, _, port = setup.base.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(f"{lines}\r\n\r\n".encode())
+        answer = b""
+        while part := connection.recv(4096):
+            answer += part
+    assert b'"type":"bad-request"' in answer
+
+    def said() -> list[str]:
+        return [line for line in docker("logs", setup.container).stdout.splitlines()[begin:] if " 400" in line]
+
+    wait_for("its line", lambda: bool(said()), setup.logs)
+    assert len(said()) == 1
+    assert "uninitialized" not in docker("logs", setup.container).stderr
 
 
 def test_the_healthcheck_and_a_graceful_stop(setup: Setup) -> None:

@@ -126,6 +126,19 @@ def test_a_page_that_one_node_fails_counts_for_that_one_and_one_that_all_fail_fo
     assert [more(before, after, f"webui {node}", "failed") for node in NODES] == [1, 0, 0]
 
 
+def test_who_lacks_what_another_has_is_neither_well_nor_ill_for_it(setup: Setup) -> None:
+    browser, before = browser_at(setup, NODES[0]), counts(setup)
+    answer = httpx.get(
+        f"{setup.base}/webui/local/runs/x", params={"status": "404", "at": NODES[0]}, verify=PLAIN,
+        headers={**KEY, "Cookie": f"appliance_client={browser.cookie}"},
+    )  # fmt: skip
+    assert answer.status_code == 200
+    eventually(setup, "counts", lambda: more(before, counts(setup), f"webui {NODES[0]}", "status", "4xx") == 1)
+    after = counts(setup)
+    assert [more(before, after, f"webui {NODES[0]}", name) for name in ("passed", "failed")] == [0, 0]
+    assert more(before, after, f"webui {answer.json()['node']}", "passed") == 1
+
+
 def test_a_try_that_broke_off_counts_and_so_does_the_next_one(setup: Setup) -> None:
     browser, before = browser_at(setup, NODES[1]), counts(setup)
     answer = browser.get(die=NODES[1])

@@ -55,7 +55,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         print("post", headers.get("x-post-id", "?"), flush=True)
         await asyncio.sleep(float(dict(parse_qsl(urlsplit(target).query)).get("wait", 0)))
     missing = path.startswith("/local/runs/") and not path.startswith(f"/local/runs/{NAME}/")
-    return send(writer, 404 if missing else int(mode["status"]), {"node": NAME}) and goes_on
+    status = 404 if missing and mode["status"] == "200" else int(mode["status"])
+    return send(writer, status, {"node": NAME}) and goes_on
 
 
 def send(writer: asyncio.StreamWriter, status: int, body: object) -> bool:

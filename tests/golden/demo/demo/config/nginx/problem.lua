@@ -23,8 +23,14 @@ local RETRY_AFTER = { [429] = "1", [502] = "2", [503] = "2", [504] = "2" }
 
 local M = {}
 
+-- Whether this 404 is only what others said after one that could not tell.
+local function is_unsure()
+    return ngx.re.find(ngx.var.upstream_status or "", [[\b5\d\d\b]], "jo") ~= nil
+end
+
 function M.send()
     local status = ngx.status
+    if status == 404 and is_unsure() then status = 503 end
     local problem = PROBLEMS[status] or OTHER
     ngx.header["Retry-After"] = RETRY_AFTER[status]
     status = PUBLIC_STATUS[status] or status

@@ -7,6 +7,7 @@ local state = require "state"
 local COOKIE = "appliance_client"
 local COOKIE_SECONDS = 30 * 86400
 local MAX_PEERS = 3 -- per request: the first and two retries
+local MOST_SEARCHED = 16
 local MOST_RANKINGS = 10000
 -- Kinds of requests: that any node can answer; about what one node has made; that only one node may be sent.
 local PAGE, OWN, ONCE = "page", "own", "once"
@@ -72,9 +73,9 @@ local function mark_of(peer)
     return ngx.md5(peer.name):sub(1, 8)
 end
 
-local function first_of(ranked)
+local function first_of(ranked, most)
     local peers = {}
-    for i = 1, math.min(#ranked, MAX_PEERS) do peers[i] = ranked[i].peer end
+    for i = 1, math.min(#ranked, most) do peers[i] = ranked[i].peer end
     return peers
 end
 
@@ -88,15 +89,16 @@ local function rank_retired(all, client)
     return ranked
 end
 
--- The nodes that take new requests, best for this client first; those on trial last for all but a PAGE. After the first
--- one, for what is OWN to a node, those that take nothing new any more. `home`: the mark of the node that it stays with.
+-- The nodes that take new requests, best for this client first; those on trial last for what is asked ONCE. After the
+-- first one, for what is OWN to a node, those that take nothing new any more. `home`: the mark of the node that it stays
+-- with.
 local function rank_all(all, client, kind, by_load, home)
     local ranked = {}
     for _, peer in ipairs(all) do
         if peer.weight > 0 then
             ranked[#ranked + 1] = {
                 peer = peer, score = rank(peer, client, peer.weight), load = by_load and load_of(peer) or 0,
-                is_home = home ~= nil and mark_of(peer) == home, is_doubtful = kind ~= PAGE and peer.trial == true,
+                is_home = home ~= nil and mark_of(peer) == home, is_doubtful = kind == ONCE and peer.trial == true,
             }
         end
     end
@@ -109,7 +111,7 @@ local function rank_all(all, client, kind, by_load, home)
     if kind == OWN then
         for i, one in ipairs(rank_retired(all, client)) do table.insert(ranked, math.min(i + 1, #ranked + 1), one) end
     end
-    return first_of(ranked)
+    return first_of(ranked, kind == OWN and MOST_SEARCHED or MAX_PEERS)
 end
 
 -- Without a load the answer is the same as long as the state is: the clients that were here last are remembered.
@@ -130,7 +132,7 @@ local function choose_least_busy(name, home, secure, kind)
     local peers = state.choose("webui", function(all) return rank_all(all, name, kind, true, home) end)
     ngx.ctx.is_counted = true
     local mark = peers[1] and mark_of(peers[1])
-    if mark and mark ~= home then write_cookie(name .. "." .. mark, secure) end
+    if mark and mark ~= home and kind ~= OWN then write_cookie(name .. "." .. mark, secure) end
     return offer("webui", peers)
 end
 

@@ -25,20 +25,15 @@ local function add(numbers, what, number)
     numbers[what] = (numbers[what] or 0) + number
 end
 
--- One try: with "0xx" where the peer did not answer. "Not now", a 503, says nothing of how it is, nor does what fails
--- `everywhere`.
-local function add_try(peer, status, seconds, everywhere)
+-- One try: with "0xx" where the peer did not answer. `says_nothing`: of how the peer is; as "not now", a 503, never does.
+local function add_try(peer, status, seconds, says_nothing)
     local numbers = fresh[peer]
     if not numbers then
         numbers = {}
         fresh[peer] = numbers
     end
     add(numbers, CLASSES[math.floor(status / 100)] or "0xx", 1)
-    if status < 500 then
-        if status ~= 0 then add(numbers, "passed", 1) end
-    elseif status ~= 503 and not everywhere then
-        add(numbers, "failed", 1)
-    end
+    if status ~= 503 and status ~= 0 and not says_nothing then add(numbers, status < 500 and "passed" or "failed", 1) end
     add(numbers, "seconds", seconds)
     add(numbers, bucket(seconds), 1)
 end
@@ -53,19 +48,24 @@ local function entries(list)
 end
 
 -- Where every one of several peers fails it is the request.
-local function fails_everywhere(statuses)
-    for _, status in ipairs(statuses) do
-        if (tonumber(status) or 0) < 500 then return false end
+local function fails_everywhere(addresses, statuses)
+    local is_alone = true
+    for i, address in ipairs(addresses) do
+        local status = tonumber(statuses[i]) or 0
+        if status < 500 or status == 503 then return false end
+        is_alone = is_alone and address == addresses[1]
     end
-    return #statuses > 1
+    return not is_alone
 end
 
+-- Nor does it say anything of a peer that it lacks what the next one was asked for then.
 local function add_tries(pool)
-    local statuses, times = entries(ngx.var.upstream_status), entries(ngx.var.upstream_response_time)
-    local everywhere = fails_everywhere(statuses)
-    for i, address in ipairs(entries(ngx.var.upstream_addr)) do
-        local peer = state.at(pool, address)
-        if peer then add_try(peer.label, tonumber(statuses[i]) or 0, tonumber(times[i]) or 0, everywhere) end
+    local addresses, statuses = entries(ngx.var.upstream_addr), entries(ngx.var.upstream_status)
+    local times, everywhere = entries(ngx.var.upstream_response_time), fails_everywhere(addresses, statuses)
+    for i, address in ipairs(addresses) do
+        local peer, status = state.at(pool, address), tonumber(statuses[i]) or 0
+        local was_missing = status < 500 and i < #addresses
+        if peer then add_try(peer.label, status, tonumber(times[i]) or 0, everywhere or was_missing) end
     end
 end
 
