@@ -243,8 +243,16 @@ def test_lines_of_the_access_log_stay_whole_at_full_load(setup: Setup) -> None:
         one.start()
     for one in floods:
         one.join()
-    time.sleep(1.5)  # until all is written
-    lines = [line for line in docker("logs", setup.container).stdout.splitlines() if line]
+
+    said: list[str] = []
+
+    def is_all_said() -> bool:
+        said[:] = docker("logs", setup.container).stdout.splitlines()
+        return sum(line.count(mark) for line in said) >= connections * each
+
+    time.sleep(1.5)  # nginx keeps what is little for a second
+    eventually(setup, "all lines", is_all_said, 30)
+    lines = [line for line in said if line]
     broken = [line for line in lines if not line.startswith("{") or line.count('"@timestamp"') != 1 or line[-1] != "}"]
     assert broken == [], f"{len(broken)} of {len(lines)}"
     assert sum(mark in line for line in lines) == connections * each
