@@ -71,7 +71,7 @@ async def test_a_quarantined_worker_hands_its_job_back(queue: Queue, peer: Peer,
     await order(queue, OrderKind.QUARANTINE)
     job = await wait_for(queue, job_id, JobState.QUEUED)
     print(f"\nback in line {time.monotonic() - begin:.2f} s after the order")
-    assert [(one.kind, one.message) for one in job.history] == [("release", "its worker is being quarantined")]
+    assert [(one.kind, one.message) for one in job.history] == [("release", "its worker is being taken out of service")]
     assert (job.crashes, job.errors, job.checkpoint_step) == (0, 0, 2)
     await wait_for_state(queue, "quarantined")
     heir = Running(settings_for(peer, redis_server, "b/0"), redis_server)

@@ -124,24 +124,6 @@ async def test_the_ledger_names_the_owner_and_is_emptied(queue: Queue, redis: Re
     assert await redis.zcard(keys.LEASE) == 0
 
 
-async def test_an_idle_worker_wakes_when_a_job_arrives(queue: Queue) -> None:
-    nothing = await queue.claim("a/0", "n")
-    assert isinstance(nothing, Nothing)
-    waiting = asyncio.create_task(queue.wait_for_work(nothing.cursor, 0.8))
-    await asyncio.sleep(0.05)
-    await add(queue)
-    begin = time.monotonic()
-    await waiting
-    assert time.monotonic() - begin < 0.5
-
-
-async def test_a_job_that_arrives_before_the_wait_wakes_it_too(queue: Queue) -> None:
-    nothing = await queue.claim("a/0", "n")
-    assert isinstance(nothing, Nothing)
-    await add(queue)
-    await asyncio.wait_for(queue.wait_for_work(nothing.cursor, 0.8), 0.5)
-
-
 # --- fencing and leases ----------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import pytest_asyncio
@@ -25,7 +26,7 @@ from appliance.agent.ending import Ending
 from appliance.agent.loop import Agent
 from appliance.agent.webui import Ping
 from appliance.job import JobState, attempt_folder, job_folder
-from appliance.queue import Claim, CommitAnswer, JobRecord, Queue
+from appliance.queue import Claim, CommitAnswer, JobRecord, Queue, Taker
 from appliance.redis_link import RedisLink
 from appliance.settings import AgentSettings, Common, Secret
 from tests.integration.redis_server import FAST, RedisServer, add, redis, redis_server, take  # noqa: F401
@@ -88,7 +89,20 @@ def settings_for(jobs_dir: Path, server: RedisServer, worker: str = "a/0", patie
 
 def attempt(settings: AgentSettings, queue: Queue, claim: Claim, studio: Studio) -> asyncio.Task[Ending]:
     ping = Ping(ready=True, status="ok")
-    made = Attempt(settings, queue, studio, claim, ping=ping, drain_over=asyncio.Event(), hand_back=asyncio.Event())  # type: ignore[arg-type]
+    never = asyncio.Event()
+    made = Attempt(
+        settings,
+        queue,
+        studio,  # type: ignore[arg-type]
+        Taker(queue),
+        claim,
+        ping=ping,
+        looked_at=time.monotonic(),
+        look_ahead=AsyncMock(return_value=False),
+        next_asker=lambda: None,
+        drain_over=never,
+        hand_back=never,
+    )
     return asyncio.create_task(made.run())
 
 

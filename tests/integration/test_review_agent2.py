@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from redis.asyncio import Redis
@@ -26,7 +27,7 @@ from appliance.agent.ending import Ending
 from appliance.agent.loop import Agent
 from appliance.agent.webui import Ping, Webui, WebuiError
 from appliance.job import JobState, job_folder
-from appliance.queue import Claim, Queue
+from appliance.queue import Claim, Queue, Taker
 from appliance.settings import Secret
 from tests.integration.redis_server import PASSWORD, SERVICES, RedisServer, add, redis, redis_server, take  # noqa: F401
 from tests.integration.test_review_agent import QUEUE, Studio, attempt, jobs_dir, queue, settings_for, until  # noqa: F401
@@ -196,7 +197,19 @@ def attempt_with_drain(
     drain = asyncio.Event()
     settings = settings_for(jobs_dir, server, patience=30)
     ping = Ping(ready=True, status="ok")
-    made = Attempt(settings, queue, Studio(jobs_dir), claim, ping=ping, drain_over=drain, hand_back=drain)  # type: ignore[arg-type]
+    made = Attempt(
+        settings,
+        queue,
+        Studio(jobs_dir),  # type: ignore[arg-type]
+        Taker(queue),
+        claim,
+        ping=ping,
+        looked_at=time.monotonic(),
+        look_ahead=AsyncMock(return_value=False),
+        next_asker=lambda: None,
+        drain_over=drain,
+        hand_back=drain,
+    )
     return asyncio.create_task(made.run()), drain
 
 

@@ -175,8 +175,10 @@ async def test_a_full_memory_refuses_new_jobs_but_finishes_the_accepted(queue: Q
 
 
 async def test_a_refusal_for_want_of_memory_disturbs_nobody_else(queue: Queue, redis: Redis) -> None:
-    waiting = asyncio.create_task(queue.wait_for_work("$", 0.5))
+    await queue.claim("a/0", "first", wait_seconds=0.01)  # which makes the line
+    waiting = asyncio.create_task(queue.claim("a/0", "n", wait_seconds=0.5))
     await asyncio.sleep(0.1)
+    assert not waiting.done()
     try:
         await redis.config_set("maxmemory", 1)
         with pytest.raises(QueueUnavailable):
@@ -289,8 +291,9 @@ async def test_an_interrupted_read_does_not_answer_the_next_question(queue: Queu
     job_id = await add(queue)
     nothing = await queue.claim("a/0", "n")
     assert not isinstance(nothing, Nothing)
+    await queue.claim("b/0", "first", wait_seconds=0.01)  # which makes the line
     for pause in (0.002, 0.005, 0.02):
-        waiting = asyncio.create_task(queue.wait_for_work("$", 0.5))
+        waiting = asyncio.create_task(queue.claim("b/0", "n", wait_seconds=0.5))
         await asyncio.sleep(pause)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

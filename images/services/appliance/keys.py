@@ -43,6 +43,7 @@ LABELS_PREFIX = f"{TAG}:labels:"
 PROCESSES_PREFIX = f"{TAG}:proc:"
 
 RUN_GROUP = "g"
+WAKE_GROUP = "w"
 
 # The names that the Lua scripts have for them: K.ready and so on, replaced when a script is loaded.
 SCRIPT_KEYS = {

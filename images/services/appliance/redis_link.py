@@ -260,3 +260,20 @@ async def execute(client: Redis, *command: bytes | str | int) -> Any:
         return await connection.read_response()
     finally:
         await pool.release(connection)
+
+
+async def execute_all(client: Redis, *commands: tuple[bytes | str | int, ...]) -> list[Any]:
+    """As `execute`, in one trip on one connection; an error is its command's answer."""
+    pool = client.connection_pool
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    try:
+        await connection.send_packed_command(connection.pack_commands(commands))
+        answers: list[Any] = []
+        for _ in commands:
+            try:
+                answers.append(await connection.read_response())
+            except wire.ResponseError as error:
+                answers.append(error)
+        return answers
+    finally:
+        await pool.release(connection)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from async_timeout import timeout
 
 from appliance import storage
 from appliance.agent.ending import (
@@ -39,7 +41,7 @@ from appliance.job import JobState, Reason
 from appliance.lifecycle import cancel_tasks, start_task
 from appliance.logs import fields
 from appliance.outcome_log import log_job_result
-from appliance.queue import BeatAnswer, Claim, CommitAnswer, FailKind, Queue
+from appliance.queue import Asker, BeatAnswer, Claim, CommitAnswer, FailKind, Nothing, Queue, Taker
 from appliance.settings import AgentSettings
 
 log = logging.getLogger(__name__)
@@ -48,28 +50,43 @@ T = TypeVar("T")
 # Until an engine that does not obey has been killed: nothing else can be done here before that.
 STOP_SECONDS = 15.0
 LAST_EVENT_SECONDS = 1.0
+# The job came at once. After a wait for it, what the webui said before may not be true any more.
+FRESH_SECONDS = 0.05
+ASK_SECONDS = 1.0
+TIDY_SECONDS = 0.5  # nobody renews the lease of the job that came with the commit meanwhile
 
 
 class Attempt:
     """`run` never raises for anything a job, a webui, storage or Redis can do. `ping` is what the webui said before
-    the claim, `hand_back` asks for the job to go on elsewhere, `drain_over` says that this process is about to end."""
+    the claim, at `looked_at`; `hand_back` asks for the job to go on elsewhere, `drain_over` says that this process is
+    about to end. Where `look_ahead` says that the webui could go on, `next_asker` gets the next job with this one's
+    commit, if it wants one: `following`."""
 
     def __init__(
         self,
         settings: AgentSettings,
         queue: Queue,
         webui: AnyWebui,
+        taker: Taker,
         claim: Claim,
         *,
         ping: Ping,
+        looked_at: float,
+        look_ahead: Callable[[], Coroutine[Any, Any, bool]],
+        next_asker: Callable[[], Asker | None],
         drain_over: asyncio.Event,
         hand_back: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._queue = queue
         self._webui = webui
+        self._taker = taker
         self._claim = claim
         self._ping = ping
+        self._looked_at = looked_at
+        self._look_ahead = look_ahead
+        self._next_asker = next_asker
+        self.following: Claim | Nothing | None = None
         self._drain_over = drain_over
         self._hand_back_now = hand_back
         self._disk = Disk(settings.jobs_dir, settings.no_progress_seconds)
@@ -133,13 +150,24 @@ class Attempt:
 
     async def _look(self) -> Ending | None:
         job_id, fence = self._claim.job_id, self._claim.fence
+        waited = time.monotonic() - self._looked_at > FRESH_SECONDS
+        asking = start_task("ask", self._webui.ping()) if waited else None
         try:
             winner = await self._disk.do(lambda root: storage.read_commit(root, job_id))
             if winner is not None:
                 return Finished(winner.files)  # its own COMMIT, or another attempt's: _commit sorts it out
             await self._disk.do(lambda root: storage.make_attempt_folder(root, job_id, fence))
+            if asking is not None:
+                await asyncio.wait({asking}, timeout=ASK_SECONDS)
+                if not asking.done():
+                    return refused("the webui does not answer any more")
+                if not (now := asking.result()).ready or now.busy is not None:
+                    return refused(f"the webui is not ready any more: {now.busy or now.status}")
         except StorageError as error:
             return refused(f"storage: {error}")
+        finally:
+            if asking is not None:
+                await cancel_tasks(asking)
         return None
 
     async def _work(self, order: Order) -> Ending:
@@ -178,7 +206,7 @@ class Attempt:
         return self._released()
 
     def _released(self) -> Failed:
-        return released(f"its worker is being {'stopped' if self._drain_over.is_set() else 'quarantined'}")
+        return released(f"its worker is being {'stopped' if self._drain_over.is_set() else 'taken out of service'}")
 
     async def _say_where(self) -> None:
         try:
@@ -222,7 +250,7 @@ class Attempt:
 
     async def _settle(self, ending: Ending) -> Ending:
         if isinstance(ending, Finished):
-            ending = await self._commit(ending)
+            ending = await self._finish(ending)
         if isinstance(ending, Finished):
             return ending
         if isinstance(ending, Fenced):
@@ -254,7 +282,16 @@ class Attempt:
         self._log_result(kind, answer.state, failed)
         return answer.state
 
-    async def _commit(self, finished: Finished) -> Ending:
+    async def _finish(self, finished: Finished) -> Ending:
+        """The webui's next look and this job's last steps go side by side."""
+        ahead = start_task("look ahead", self._look_ahead()) if self._claim.more else None
+        try:
+            return await self._commit(finished, ahead)
+        finally:
+            if ahead is not None:
+                await cancel_tasks(ahead)
+
+    async def _commit(self, finished: Finished, ahead: asyncio.Task[bool] | None) -> Ending:
         claim = self._claim
         try:
             winner = await self._disk.do(lambda root: storage.read_commit(root, claim.job_id))
@@ -274,7 +311,8 @@ class Attempt:
             # Perhaps COMMIT is there all the same, or will be when a hung disk moves again: this attempt's files stay,
             # and the next attempt looks for COMMIT first.
             return refused(f"storage: {error}")
-        return await self._tell_commit(winner)
+        goes_on = ahead is not None and ahead.done() and ahead.exception() is None and ahead.result()
+        return await self._tell_commit(winner, self._next_asker() if goes_on else None)
 
     async def _find_wrong_file(self, finished: Finished) -> Failed | None:
         claim = self._claim
@@ -284,23 +322,29 @@ class Attempt:
             return Failed(FailKind.ERROR, Reason.UNKNOWN, f"storage: {error}")
         return None
 
-    async def _tell_commit(self, winner: storage.Commit) -> Ending:
+    async def _tell_commit(self, winner: storage.Commit, asker: Asker | None) -> Ending:
         claim, made = self._claim, self._made
         adopted = winner.fence != claim.fence
         text = winner.to_json()
-        answer = await self._until_answered(
-            lambda: self._queue.commit(claim, text, adopted=adopted, model=made.model, video_seconds=made.video_seconds)
+        answer, self.following = await self._until_answered(
+            lambda: self._taker.commit(
+                claim, text, asker, adopted=adopted, model=made.model, video_seconds=made.video_seconds
+            )
         )
         if answer is CommitAnswer.FENCED:
             return Fenced()
         if adopted:
             log.info("job %s: adopted attempt %d", claim.job_id, winner.fence, extra=self._fields(event="adopted"))
         self._log_result("done", JobState.DONE, None)
-        try:
-            await self._disk.do(lambda root: storage.remove_losers(root, winner))
-        except StorageError as error:
-            log.info("losing attempts stay for now: %s", error, extra=self._fields())
+        await self._tidy(winner)
         return Finished(winner.files)
+
+    async def _tidy(self, winner: storage.Commit) -> None:
+        try:
+            async with timeout(TIDY_SECONDS):
+                await self._disk.do(lambda root: storage.remove_losers(root, winner))
+        except (StorageError, asyncio.TimeoutError) as error:
+            log.info("losing attempts stay for now: %s", error or "no answer", extra=self._fields())
 
     async def _clean_up(self, ending: Failed | Fenced, state: JobState | None) -> None:
         """After the queue knows: make sure the webui is free, and drop what this attempt wrote."""

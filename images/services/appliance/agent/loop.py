@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 
 from appliance.agent.attempt import Attempt
 from appliance.agent.ending import Failed
@@ -17,7 +16,7 @@ from appliance.gpu import Gpu
 from appliance.lifecycle import cancel_tasks, keep_heartbeat, start_task, wait_or_stop
 from appliance.logs import OnceUntilChanged, fields
 from appliance.outcome_log import log_outcomes
-from appliance.queue import Claim, Nothing, Queue
+from appliance.queue import Asker, Claim, Nothing, Queue, Taker
 from appliance.settings import AgentSettings
 from appliance.storage import MARKER, has_marker
 
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.25
 NOT_READY_SECONDS = 0.5
 NOT_KNOWN_SECONDS = 0.05
-# Below the socket timeout: a blocking read that times out would look like an outage.
-WAKE_SECONDS = 0.7
 PAUSE_MOST_SECONDS = 10.0
 MARKER_SECONDS = 2.0
 HINTS_SECONDS = 5.0
@@ -43,7 +40,9 @@ class Agent:
         self._webui = webui
         self._presence = Presence(settings, queue, webui)
         self._disk = Disk(settings.jobs_dir, settings.no_progress_seconds)
-        self._nonce = uuid.uuid4().hex
+        self._taker = Taker(queue)
+        self._next: Claim | Nothing | None = None
+        """What came with the commit of the job before."""
         self._failures = 0
         self._attempt: Attempt | None = None
         self._marker: asyncio.Future[bool] | None = None
@@ -69,7 +68,7 @@ class Agent:
             start_task("orders", self._obey()),
         ]
         try:
-            while not stop.is_set():
+            while not stop.is_set() or self._next is not None:
                 await self._turn(stop)
         finally:
             await cancel_tasks(*beside)
@@ -84,42 +83,59 @@ class Agent:
         self._presence.state = state
 
     async def _turn(self, stop: asyncio.Event) -> None:
+        answer, self._next = self._next, None
+        if answer is None:
+            answer = await self._ask(stop)
+        if answer is None:
+            return
+        next_move = [self._work(answer, stop)] if isinstance(answer, Claim) else []
+        await asyncio.gather(log_outcomes(self._queue, answer.outcomes), *next_move)
+
+    async def _ask(self, stop: asyncio.Event) -> Claim | Nothing | None:
+        """None after a pause, where this worker should have no job, or Redis does not answer."""
         if not self._presence.accepted:  # another agent of this name may be using the webui
             self._state = "unready"
             await wait_or_stop(stop, NOT_KNOWN_SECONDS)
-            return
+            return None
         if self._presence.order in OUT_OF_SERVICE:
             self._state = OUT_OF_SERVICE[self._presence.order]
             await wait_or_stop(stop, ORDER_SECONDS)
-            return
+            return None
         if not await self._is_ready():
             self._state = "unready"
             await wait_or_stop(stop, NOT_READY_SECONDS)
-            return
+            return None
         self._state = "idle"
         try:
-            ping = self._presence.ping
-            answer = await self._queue.claim(
-                self._settings.worker,
-                self._nonce,
-                ping.capabilities,
-                boot_id=self._presence.boot_id,
-                gpu=Gpu.of_ping(ping.gpu),
-            )
+            answer = await self._taker.take(self._asker())
         except QueueError as error:
-            # The same nonce again: if the claim did reach Redis, the answer will be the same job.
             self._redis.failing(f"cannot claim: {error}", event="queue_unavailable")
             await wait_or_stop(stop, RETRY_SECONDS)
-            return
+            return None
         self._redis.fine("claiming works again", event="queue_available")
-        self._nonce = uuid.uuid4().hex
-        next_move = self._work(answer, stop) if isinstance(answer, Claim) else self._wait_for_work(answer, stop)
-        await asyncio.gather(log_outcomes(self._queue, answer.outcomes), next_move)
+        return answer
+
+    def _asker(self) -> Asker:
+        ping = self._presence.ping
+        return Asker(self._settings.worker, self._presence.boot_id, ping.capabilities, Gpu.of_ping(ping.gpu))
+
+    async def _look_ahead(self) -> bool:
+        """As good as `_is_ready` where storage is about to take a result."""
+        ping = self._presence.ping = await self._webui.ping()
+        return ping.ready and ping.busy is None
+
+    def _next_asker(self) -> Asker | None:
+        """None where the job that ends is to be the last one for now."""
+        if self._state != "running" or self._presence.order in OUT_OF_SERVICE:
+            return None
+        return self._asker()
 
     async def _work(self, claim: Claim, stop: asyncio.Event) -> None:
+        # Told so between asking and the answer: give the job back before anything has begun.
         if stop.is_set():
-            # Stopped between asking and the answer: give the job back before anything has begun.
             self._stop_working()
+        elif self._presence.order in OUT_OF_SERVICE:
+            self._hand_back.set()
         self._state = "draining" if stop.is_set() else "running"
         about = fields(job_id=claim.job_id, attempt=claim.fence, event="claimed")
         log.info("job %s claimed", claim.job_id, extra=about)
@@ -127,13 +143,18 @@ class Agent:
             self._settings,
             self._queue,
             self._webui,
+            self._taker,
             claim,
             ping=self._presence.ping,
+            looked_at=self._presence.looked_at,
+            look_ahead=self._look_ahead,
+            next_asker=self._next_asker,
             drain_over=self._drain_over,
             hand_back=self._hand_back,
         )
         try:
             ending = await self._attempt.run()
+            self._next = self._attempt.following
         finally:
             self._attempt = None
         if isinstance(ending, Failed) and ending.worker_in_doubt:
@@ -187,19 +208,6 @@ class Agent:
         except WebuiError as error:
             self._readiness.failing(f"the webui cannot be freed: {error}")
 
-    async def _wait_for_work(self, nothing: Nothing, stop: asyncio.Event) -> None:
-        seconds = WAKE_SECONDS
-        if nothing.next_due_seconds is not None:
-            seconds = min(seconds, max(0.02, nothing.next_due_seconds))
-        stopping = start_task("stop", stop.wait())
-        waking = start_task("wake", self._queue.wait_for_work(nothing.cursor, seconds))
-        try:
-            await asyncio.wait({stopping, waking}, return_when=asyncio.FIRST_COMPLETED)
-            if waking.done() and isinstance(waking.exception(), QueueError):
-                await wait_or_stop(stop, RETRY_SECONDS)
-        finally:
-            await cancel_tasks(stopping, waking)
-
     async def _drain(self, stop: asyncio.Event) -> None:
         await stop.wait()
         if self._state == "running":
@@ -219,7 +227,7 @@ class Agent:
             self._presence.told.clear()
             if self._presence.order == "quarantine":
                 self._hand_back.set()
-            elif not self._drain_over.is_set():
+            elif self._presence.order not in OUT_OF_SERVICE and not self._drain_over.is_set():
                 self._hand_back.clear()
 
     async def _follow_hints(self) -> None:

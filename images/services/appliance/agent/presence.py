@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
 
 from async_timeout import timeout
@@ -34,6 +35,8 @@ class Presence:
         self.boot_id = uuid.uuid4().hex
         self.state = "unready"
         self._ping = Ping(ready=False, status="not asked yet")
+        self.looked_at = time.monotonic()
+        """When the webui was last asked whether it is ready."""
         self.accepted = False
         self.order = ""
         """What has been ordered about this worker: drain, quarantine, canary or nothing."""
@@ -50,6 +53,7 @@ class Presence:
     @ping.setter
     def ping(self, ping: Ping) -> None:
         self._ping = ping
+        self.looked_at = time.monotonic()
         # A webui that starts again is out for a moment; what it can do is judged by what it was.
         if ping.ready or self._can is None:
             self._can = ping.capabilities
@@ -72,7 +76,7 @@ class Presence:
             await asyncio.sleep(GPU_SECONDS)
             if self.state in ("running", "draining"):
                 later = await self._webui.ping()
-                self.ping = self.ping.with_gpu_of(later)
+                self._ping = self._ping.with_gpu_of(later)
 
     async def say_goodbye(self) -> None:
         self.state = "stopped"

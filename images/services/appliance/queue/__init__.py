@@ -1,7 +1,9 @@
 """The job queue on Redis: one typed client, one Lua script per atomic move."""
 
 from appliance.queue.client import Queue
+from appliance.queue.taker import Taker
 from appliance.queue.types import (
+    Asker,
     AttemptRecord,
     BeatAnswer,
     Claim,
@@ -15,6 +17,7 @@ from appliance.queue.types import (
 )
 
 __all__ = [
+    "Asker",
     "AttemptRecord",
     "BeatAnswer",
     "Claim",
@@ -26,4 +29,5 @@ __all__ = [
     "Queue",
     "Settlement",
     "Submission",
+    "Taker",
 ]

@@ -8,20 +8,20 @@ import time
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from appliance import keys
-from appliance.errors import QueueError, QueueUnavailable
+from appliance.errors import QueueUnavailable
 from appliance.gpu import Gpu
 from appliance.job import Capabilities, JobState, Priority
+from appliance.queue.calls import WAIT_MILLISECONDS, Calls, Command
 from appliance.queue.counts import label_text
 from appliance.queue.figures import Line
 from appliance.queue.nodes import NodeBook
 from appliance.queue.past import PastJob, PastLine
 from appliance.queue.reader import Reader
-from appliance.queue.scripts import Script, load_scripts
 from appliance.queue.types import (
     Accepted,
+    Asker,
     BeatAnswer,
     Claim,
     CommitAnswer,
@@ -35,16 +35,11 @@ from appliance.queue.types import (
     Submission,
     TickReport,
 )
-from appliance.redis_link import RedisLink, execute
+from appliance.redis_link import RedisLink
 from appliance.settings import QueueSettings
 
-WAIT_MILLISECONDS = 500
-# For the rest of the replicas, once enough have it: any of them may be the next master, and Sentinel chooses by offsets
-# that may be a second old.
-WAIT_FOR_ALL_MILLISECONDS = 50
 MESSAGE_LIMIT = 500
 LABEL_LIMIT = 100
-to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Queue(Reader):
@@ -54,20 +49,7 @@ class Queue(Reader):
         self._replicas = replicas
         self.nodes = NodeBook(link, replicas)
         self._asked = ("", 0)
-        self._scripts = load_scripts(
-            {
-                "lease_ms": round(settings.lease_seconds * 1000),
-                "beat_ms": round(settings.beat_seconds * 1000),
-                "grace_ms": round(settings.failover_grace_seconds * 1000),
-                # Ticks come twice a second: a longer silence of all scripts means that Redis itself stood still.
-                "stall_ms": round(max(1.5, settings.lease_seconds / 2) * 1000),
-                "queue_limit": settings.queue_limit,
-                "crash_budget": settings.crash_budget,
-                "error_budget": settings.error_budget,
-                "oom_budget": settings.oom_budget,
-                "retention_ms": round(settings.retention_seconds * 1000),
-            }
-        )
+        self._call = Calls(link, settings).call
 
     @property
     def settings(self) -> QueueSettings:
@@ -126,23 +108,24 @@ class Queue(Reader):
         *,
         boot_id: str = "",
         gpu: Gpu | None = None,
+        wait_seconds: float = 0.0,
     ) -> Claim | Nothing:
-        """The best waiting job that `capabilities` fit. `boot_id` as in `register`: a process that was replaced under
-        its worker's name gets nothing. `gpu` is what the attempt's record says that it ran on."""
-        arguments: dict[str, Any] = {"worker": worker, "nonce": nonce, "boot": boot_id, "turn": self._turn(nonce)}
-        if capabilities is not None:
-            arguments["can"] = capabilities.for_claim()
-        if gpu is not None:
-            arguments["gpu"] = gpu.label
-        answer = await self._call("claim", arguments)
-        if answer[0] == "none":
-            _, cursor, due, outcomes = answer
-            next_due = None if int(due) < 0 else int(due) / 1000
-            return Nothing(cursor, next_due, Outcome.parse_all(outcomes))
-        _, job_id, fence, attempts, deadline, now, body, outcomes, ooms, user = answer
-        left = (int(deadline) - int(now)) / 1000 if deadline else None
-        parsed = Outcome.parse_all(outcomes)
-        return Claim(job_id, nonce, int(fence), int(attempts), left, body, parsed, int(ooms), user)
+        """The best waiting job that `capabilities` fit; the same nonce again gets the same job. See `Asker`.
+
+        With `wait_seconds` (well below the socket timeout) it waits in line first, until a job arrives. Redis leases it
+        in that moment, whether or not this process still lives: it may cost a job one lease, and saves each a trip."""
+        asker = Asker(worker, boot_id, capabilities, gpu)
+        answer = await self._call("claim", self._asking(asker, nonce), wait=_wait_for_work(wait_seconds))
+        return _claimed(nonce, answer)
+
+    def _asking(self, asker: Asker, nonce: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"worker": asker.worker, "nonce": nonce, "boot": asker.boot_id}
+        arguments["turn"] = self._turn(nonce)
+        if asker.capabilities is not None:
+            arguments["can"] = asker.capabilities.for_claim()
+        if asker.gpu is not None:
+            arguments["gpu"] = asker.gpu.label
+        return arguments
 
     def _turn(self, nonce: str) -> int:
         """Grows from one nonce to the next within a process."""
@@ -179,8 +162,25 @@ class Queue(Reader):
         self, claim: Claim, result: str, *, adopted: bool = False, model: str = "", video_seconds: float = 0.0
     ) -> CommitAnswer:
         """`model` and `video_seconds` are only counted."""
-        counted = {"model": label_text(model), "video_ms": round(video_seconds * 1000)}
-        return CommitAnswer(await self._call("commit", {**_holder(claim), "adopted": adopted, **counted}, result))
+        arguments = _ending(claim, adopted, model, video_seconds)
+        return CommitAnswer(await self._call("commit", arguments, result))
+
+    async def commit_and_claim(
+        self,
+        claim: Claim,
+        result: str,
+        asker: Asker,
+        nonce: str,
+        *,
+        adopted: bool = False,
+        model: str = "",
+        video_seconds: float = 0.0,
+    ) -> tuple[CommitAnswer, Claim | Nothing | None]:
+        """`commit`, and then `claim` for its worker, in one move; None after FENCED, or where the claim failed. It may
+        be repeated."""
+        arguments = {**_ending(claim, adopted, model, video_seconds), "next": self._asking(asker, nonce)}
+        committed, *answer = await self._call("commit_and_claim", arguments, result)
+        return CommitAnswer(committed), _claimed(nonce, answer) if answer else None
 
     async def fail(self, claim: Claim, kind: FailKind, reason: str, message: str, *, where: str = "") -> Settlement:
         """`where` is the place in the code that failed."""
@@ -241,46 +241,37 @@ class Queue(Reader):
 
         await self._link.run(write)
 
-    # --- scripts -------------------------------------------------------------------------------------------------
-
-    async def _call(self, name: str, arguments: dict[str, Any], *extra: str, replicas: int = 0) -> Any:
-        script = self._scripts[name]
-        # Half a surrogate pair (in a message from elsewhere) is no text for cjson.
-        argv: tuple[bytes | str, ...] = (to_json(arguments).encode("utf-8", "replace"), *extra)
-
-        async def call(client: Redis) -> Any:
-            try:
-                return await self._evaluate(client, script, argv, replicas)
-            except NoScriptError:
-                await client.script_load(script.source)
-                return await self._evaluate(client, script, argv, replicas)
-
-        answer = await self._link.run(call)
-        if answer is None:
-            raise QueueError(f"the script {name} gave no answer")
-        return answer
-
-    async def _evaluate(self, client: Redis, script: Script, argv: tuple[bytes | str, ...], replicas: int) -> Any:
-        if not replicas:
-            return await execute(client, "EVALSHA", script.sha1, 1, keys.READY, *argv)
-        # One pipeline is one connection: WAIT speaks about the writes of its own connection only.
-        pipeline = client.pipeline(transaction=False)
-        pipeline.execute_command("EVALSHA", script.sha1, 1, keys.READY, *argv)
-        pipeline.execute_command("WAIT", replicas, WAIT_MILLISECONDS)
-        pipeline.execute_command("WAIT", self._link.most_replicas, WAIT_FOR_ALL_MILLISECONDS)
-        answers = await pipeline.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        answer, reached, _ = answers
-        if int(reached) < replicas:
-            raise QueueUnavailable(f"the write reached {reached} of {replicas} replicas within {WAIT_MILLISECONDS} ms")
-        await self._link.confirm(client)
-        return answer
-
 
 def _holder(claim: Claim) -> dict[str, str]:
     return {"id": claim.job_id, "nonce": claim.nonce, "fence": str(claim.fence)}
+
+
+def _ending(claim: Claim, adopted: bool, model: str, video_seconds: float) -> dict[str, Any]:
+    return {
+        **_holder(claim),
+        "adopted": adopted,
+        "model": label_text(model),
+        "video_ms": round(video_seconds * 1000),
+    }
+
+
+def _wait_for_work(seconds: float) -> Command:
+    if seconds <= 0:
+        return ()
+    milliseconds = max(1, round(seconds * 1000))
+    group = ("GROUP", keys.WAKE_GROUP, "all")  # nothing is kept for a consumer, whose name says nothing then
+    return ("XREADGROUP", *group, "COUNT", 1, "BLOCK", milliseconds, "NOACK", "STREAMS", keys.WAKE, ">")
+
+
+def _claimed(nonce: str, answer: list[Any]) -> Claim | Nothing:
+    if answer[0] == "none":
+        _, due, outcomes = answer
+        next_due = None if int(due) < 0 else int(due) / 1000
+        return Nothing(next_due, Outcome.parse_all(outcomes))
+    _, job_id, fence, attempts, deadline, now, body, outcomes, ooms, user, more = answer
+    left = (int(deadline) - int(now)) / 1000 if deadline else None
+    parsed = Outcome.parse_all(outcomes)
+    return Claim(job_id, nonce, int(fence), int(attempts), left, body, parsed, int(ooms), user, bool(int(more)))
 
 
 def _settlement(answer: list[str]) -> Settlement:

@@ -12,7 +12,7 @@ from appliance.job import DEFAULT_CLASS, JobState
 from appliance.queue.events import EventReader, StreamEntries
 from appliance.queue.hints import follow_hints
 from appliance.queue.types import JobRecord, StreamEvent, WorkerRecord
-from appliance.redis_link import RedisLink, execute
+from appliance.redis_link import RedisLink
 
 NOTES_SECONDS = 7 * 86400
 MOST_EVENTS = 5000
@@ -95,15 +95,6 @@ class Reader:
             return kept, [{"id": entry_id, **values} for entry_id, values in entries]
 
         return await self._link.run(read)
-
-    async def wait_for_work(self, cursor: str, seconds: float) -> None:
-        """Blocks on the wake stream until a job enters the line, at most `seconds` (well below the socket timeout)."""
-        milliseconds = max(1, round(seconds * 1000))
-
-        async def read(client: Redis) -> None:
-            await execute(client, "XREAD", "COUNT", 1, "BLOCK", milliseconds, "STREAMS", keys.WAKE, cursor)
-
-        await self._link.run(read)
 
     async def workers(self) -> list[WorkerRecord]:
         async def read(client: Redis) -> list[WorkerRecord]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from appliance.gpu import Gpu
 from appliance.job import DEFAULT_CLASS, Capabilities, JobState, Needs, Priority
 
 
@@ -64,6 +65,17 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class Asker:
+    """Who claims a job. `boot_id` as in `register`: a process that was replaced under its worker's name gets nothing.
+    Without `capabilities` it can run anything; `gpu` is what the attempt's record says that it ran on."""
+
+    worker: str
+    boot_id: str = ""
+    capabilities: Capabilities | None = None
+    gpu: Gpu | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How one attempt ended, when a script ended it (a lease that ran out, a deadline that passed)."""
 
@@ -85,7 +97,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Claim:
     """A leased job. `deadline_seconds` is the time left at the moment of claiming, `ooms` how often it ran out of
-    memory before."""
+    memory before, `more` says that others wait behind it that its worker may have."""
 
     job_id: str
     nonce: str
@@ -96,13 +108,13 @@ class Claim:
     outcomes: tuple[Outcome, ...] = ()
     ooms: int = 0
     user: str = ""
+    more: bool = False
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """No job now: wait behind `cursor` on the wake stream, at most until the next item is due."""
+    """No job now: wait in line, at most until the next item is due."""
 
-    cursor: str
     next_due_seconds: float | None
     outcomes: tuple[Outcome, ...] = ()
 

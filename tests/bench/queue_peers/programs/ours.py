@@ -16,12 +16,11 @@ import uvloop
 
 from appliance.errors import QueueError
 from appliance.job import Priority, new_job_id
-from appliance.queue import Claim, Nothing, Queue, Submission
+from appliance.queue import Asker, Claim, Nothing, Queue, Submission, Taker
 from appliance.redis_link import RedisLink
 from appliance.settings import Address, QueueSettings, RedisSettings, Secret
 
 T = TypeVar("T")
-WAKE_SECONDS = 0.7
 RETRY_SECONDS = 0.25
 BOOT_ID = uuid.uuid4().hex
 
@@ -63,29 +62,19 @@ async def ask(question: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def wait_for_work(queue: Queue, nothing: Nothing) -> None:
-    seconds = WAKE_SECONDS
-    if nothing.next_due_seconds is not None:
-        seconds = min(seconds, max(0.02, nothing.next_due_seconds))
-    try:
-        await queue.wait_for_work(nothing.cursor, seconds)
-    except QueueError:
-        await asyncio.sleep(RETRY_SECONDS)
-
-
 async def work(queue: Queue) -> None:
     registering = asyncio.create_task(keep_registered(queue))
+    taker, asker = Taker(queue), Asker(harness.NAME, BOOT_ID)
+    answer: Claim | Nothing | None = None
     while not registering.done():
-        nonce = uuid.uuid4().hex
-        answer = await ask(lambda nonce=nonce: queue.claim(harness.NAME, nonce, boot_id=BOOT_ID))
         if not isinstance(answer, Claim):
-            await wait_for_work(queue, answer)
+            answer = await ask(lambda: taker.take(asker))
             continue
         beating = asyncio.create_task(keep_lease(queue, answer))
         await harness.run_job(answer.body)
         beating.cancel()
         result = json.dumps({"fence": answer.fence, "files": []})
-        await ask(lambda claim=answer, result=result: queue.commit(claim, result))
+        _, answer = await ask(lambda claim=answer, result=result: taker.commit(claim, result, asker))
     registering.result()
 
 

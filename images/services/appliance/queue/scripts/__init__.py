@@ -13,14 +13,25 @@ from appliance import keys
 from appliance.queue.counts import BOUNDS
 
 # A full memory stops new jobs, never the end of accepted ones: what the others write is little, and tick frees some.
-FLAGS = dict.fromkeys(("claim", "beat", "commit", "fail", "cancel", "tick", "worker", "repair"), "allow-oom")
+FLAGS = dict.fromkeys(
+    ("claim", "beat", "commit", "commit_and_claim", "fail", "cancel", "tick", "worker", "repair"), "allow-oom"
+)
 FLAGS |= dict.fromkeys(("stats", "lines", "past"), "no-writes")  # also while Redis takes no writes
-SHARED = ("shared.lua", "counting.lua", "adding.lua", "attempts.lua", "passing.lua")  # each uses those before it
+SHARED = (  # each uses those before it
+    "shared.lua",
+    "counting.lua",
+    "adding.lua",
+    "attempts.lua",
+    "passing.lua",
+    "claiming.lua",
+    "committing.lua",
+)
 NAMES = (
     "submit",
     "claim",
     "beat",
     "commit",
+    "commit_and_claim",
     "fail",
     "cancel",
     "tick",
@@ -60,7 +71,8 @@ def _with_needed(shared: str, own: str) -> str:
     text = own
     for definition in reversed(re.split(r"^(?=local )", shared, flags=re.MULTILINE)):
         name = re.match(r"local (?:function )?(\w+)", definition)
-        if name and re.search(rf"\b{name[1]}\b", text):
+        # Neither a key's name ("{q}:lease") nor a field's is a use.
+        if name and re.search(rf"(?<![\w.:'\"]){name[1]}\b", text):
             text = definition + text
     return text
 

@@ -108,7 +108,7 @@ local function backoff_ms(failures)
 end
 
 -- A job that failed with an error, for want of memory, or by more than one crash is for the other workers first, for a
--- while: see claim.lua.
+-- while: see claiming.lua.
 local SHUN_MS = 120000
 
 local function shun(id, worker, delay_ms)

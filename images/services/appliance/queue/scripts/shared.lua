@@ -60,16 +60,27 @@ local function know_class(class, needs)
   return 0
 end
 
+-- Wakes one of the workers that wait in line, or as many as there are where not each of them may have the job.
+local WAKES_LIMIT = 64
+
+local function wake_workers(id, class, shun)
+  local workers = 1
+  if (class and class ~= 'default') or tonumber(string.match(shun or '', '^%d+') or 0) > now then
+    workers = redis.call('ZCOUNT', K.workers, int(now - C.lease_ms - C.beat_ms), '+inf')
+  end
+  for _ = 1, math.max(1, math.min(WAKES_LIMIT, workers)) do redis.call('XADD', K.wake, 'MAXLEN', '~', 4 * WAKES_LIMIT, '*', 'j', id) end
+end
+
 local function enter_ready(id)
-  local job = get(id, 'class', 'score', 'needs')
+  local job = get(id, 'class', 'score', 'needs', 'shun')
   redis.call('HSET', K.j .. id, 'state', 'queued')
   know_class(job[1], job[3])
   redis.call('ZADD', ready_key(job[1]), job[2], id)
-  redis.call('XADD', K.wake, 'MAXLEN', '~', 64, '*', 'j', id)
+  wake_workers(id, job[1], job[4])
 end
 
 -- Start-time fair queueing: a user's next job starts where the previous one would have finished on one worker, and
--- nobody's before the job in service (`vtime`, see claim.lua): what idle workers did for a user is not owed to others.
+-- nobody's before the job in service (`vtime`, see claiming.lua): what idle workers did for a user is not owed to others.
 -- The second answer is that start where it is ahead of the clock; else it is as good as `created`, and takes no memory.
 -- While `vtime` is ahead of the clock by D and stands still, fresh jobs start at one and the same place, so that the
 -- waiting ones gain on them later, by D at most.

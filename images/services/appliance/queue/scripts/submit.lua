@@ -72,6 +72,6 @@ redis.call('ZADD', K.ujobs .. A.user, 0, A.id)
 if A.idem then redis.call('SET', A.idem, A.id .. ' ' .. A.hash, 'EX', 86400) end
 know_class(class, A.needs)
 redis.call('ZADD', ready_key(class), score, A.id)
-redis.call('XADD', K.wake, 'MAXLEN', '~', 64, '*', 'j', A.id)
+wake_workers(A.id, A.class)
 redis.call('HINCRBY', K.stats, 'submitted', 1)
 return {'ok', A.id, 'queued'}
