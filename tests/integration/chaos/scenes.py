@@ -26,7 +26,7 @@ SUBMITTED_WHILE_PARTED = 30
 FENCES = {
     "passing.lua": (r"^(local function owns\(.*\))$", r"\1 do return true, 'running', true end"),
     "beat.lua": (r"^if .* then return 'fenced' end$", ""),
-    "commit.lua": (r"^if .* then return .*'fenced' end$", ""),
+    "committing.lua": (r"^ +if .* then return .*'fenced' end$", ""),
 }
 
 # From step 0, or the second attempt would be done before the first one is.
