@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
 
@@ -23,6 +23,8 @@ from tests.integration.chaos.history import CommitFile, Event, Final, History, L
 
 POLL_SECONDS = 0.3
 LINGER_SECONDS = 8.0
+LAST_TRIES = 20
+T = TypeVar("T")
 Entries = list[tuple[str, dict[str, str]]]
 GAP = {"type": checker.GAP, "data": "{}"}
 
@@ -97,7 +99,7 @@ class Watcher:
 
     async def collect(self, history: History, acknowledged: Iterable[str]) -> None:
         """Everything the checker wants to know, once nothing runs or waits any more."""
-        await self.read_all()
+        await answered(self.read_all)
         for job in {*self.jobs, *acknowledged}:
             seen = self.jobs.get(job, JobNow())
             for entry, values in seen.stream:
@@ -108,8 +110,18 @@ class Watcher:
             commit = read_commit_file(self._cluster.jobs_dir, job)
             if commit is not None:
                 history.add(commit)
-        for leftover in await self._link.run(find_leftovers):
+        for leftover in await answered(lambda: self._link.run(find_leftovers)):
             history.add(leftover)
+
+
+async def answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """A kept connection may be one that its server gave up when it became a replica: the next one is a new one."""
+    for _ in range(LAST_TRIES):
+        try:
+            return await ask()
+        except QueueError:
+            await asyncio.sleep(POLL_SECONDS)
+    return await ask()
 
 
 def merge(before: Entries, now: Entries) -> Entries:
