@@ -87,21 +87,22 @@ def settings_for(jobs_dir: Path, server: RedisServer, worker: str = "a/0", patie
     return AgentSettings(common, server.settings, QUEUE, worker, url, jobs_dir, token, 1.0, patience, 0.5)
 
 
-def attempt(settings: AgentSettings, queue: Queue, claim: Claim, studio: Studio) -> asyncio.Task[Ending]:
-    ping = Ping(ready=True, status="ok")
-    never = asyncio.Event()
+def attempt(
+    settings: AgentSettings, queue: Queue, claim: Claim, studio: Studio, drain: asyncio.Event | None = None
+) -> asyncio.Task[Ending]:
+    drain = drain or asyncio.Event()
     made = Attempt(
         settings,
         queue,
         studio,  # type: ignore[arg-type]
         Taker(queue),
         claim,
-        ping=ping,
+        ping=Ping(ready=True, status="ok"),
         looked_at=time.monotonic(),
         look_ahead=AsyncMock(return_value=False),
         next_asker=lambda: None,
-        drain_over=never,
-        hand_back=never,
+        drain_over=drain,
+        hand_back=drain,
     )
     return asyncio.create_task(made.run())
 

@@ -15,19 +15,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
 from redis.asyncio import Redis
 
 from appliance import keys, storage
 from appliance.agent import loop as agent_loop
-from appliance.agent.attempt import Attempt
 from appliance.agent.ending import Ending
 from appliance.agent.loop import Agent
-from appliance.agent.webui import Ping, Webui, WebuiError
+from appliance.agent.webui import Webui, WebuiError
 from appliance.job import JobState, job_folder
-from appliance.queue import Claim, Queue, Taker
+from appliance.queue import Claim, Queue
 from appliance.settings import Secret
 from tests.integration.redis_server import PASSWORD, SERVICES, RedisServer, add, redis, redis_server, take  # noqa: F401
 from tests.integration.test_review_agent import QUEUE, Studio, attempt, jobs_dir, queue, settings_for, until  # noqa: F401
@@ -196,21 +194,7 @@ def attempt_with_drain(
 ) -> tuple[asyncio.Task[Ending], asyncio.Event]:
     drain = asyncio.Event()
     settings = settings_for(jobs_dir, server, patience=30)
-    ping = Ping(ready=True, status="ok")
-    made = Attempt(
-        settings,
-        queue,
-        Studio(jobs_dir),  # type: ignore[arg-type]
-        Taker(queue),
-        claim,
-        ping=ping,
-        looked_at=time.monotonic(),
-        look_ahead=AsyncMock(return_value=False),
-        next_asker=lambda: None,
-        drain_over=drain,
-        hand_back=drain,
-    )
-    return asyncio.create_task(made.run()), drain
+    return attempt(settings, queue, claim, Studio(jobs_dir), drain), drain
 
 
 @pytest.mark.parametrize("operation", ["read_commit", "make_attempt_folder"])

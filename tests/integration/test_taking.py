@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -53,7 +54,7 @@ def wait(
     return asyncio.create_task(queue.claim(worker, os.urandom(8).hex(), can, wait_seconds=seconds))
 
 
-async def in_line(queue: Queue, redis: Redis, *workers: tuple[str, Capabilities | None]) -> list[asyncio.Task]:  # type: ignore[type-arg]
+async def in_line(queue: Queue, redis: Redis, *workers: tuple[str, Capabilities | None]) -> list[asyncio.Task[Any]]:
     """They wait behind each other, in this order."""
     waiting = []
     for worker, can in workers:
@@ -262,7 +263,7 @@ async def test_a_taker_keeps_its_nonce_until_it_is_answered(queue: Queue, monkey
 
 
 class Watched(Studio):
-    """Counts who asks; `ready` and `busy` are what it says."""
+    """`ready` and `busy` are what it says of itself."""
 
     ready, busy = True, None
 
