@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import redis.exceptions as wire
 from async_timeout import timeout
-from redis.asyncio import ConnectionPool, Redis, SSLConnection
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from appliance.errors import QueueError, QueueUnavailable, UnsafeRedis
+from appliance.redis_connection import PlainConnection, Pool, TlsConnection
 from appliance.sentinels import Sentinels, close_quietly
 from appliance.settings import Address, RedisSettings
 
@@ -51,14 +52,6 @@ MOST_CALLS = 90
 SPARE_CONNECTIONS = 10  # for what keeps one between its calls
 MOST_PATIENCE_SECONDS = 2.0
 SHORT_TRIES = 4
-
-
-class TlsConnection(SSLConnection):
-    """With our context: redis-py makes one per connection, for 0.15 s, which trusts every public authority as well."""
-
-    def __init__(self, *, context: ssl.SSLContext, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.ssl_context.context = context
 
 
 class RedisLink:
@@ -220,8 +213,10 @@ class RedisLink:
 
     def _open(self, address: Address) -> Redis:
         settings = self._settings
-        tls: dict[str, Any] = {"connection_class": TlsConnection, "context": self._tls} if self._tls else {}
-        pool = ConnectionPool(
+        tls: dict[str, Any] = {"connection_class": PlainConnection}
+        if self._tls:
+            tls = {"connection_class": TlsConnection, "context": self._tls}
+        pool = Pool(
             host=address.host,
             port=address.port,
             max_connections=MOST_CALLS + SPARE_CONNECTIONS,

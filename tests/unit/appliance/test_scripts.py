@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from appliance.queue.scripts import NAMES, load_scripts
+from appliance.queue.scripts import NAMES, SELDOM, _with_needed, load_scripts
 
 SETTINGS = (
     "lease_ms",
@@ -17,6 +17,9 @@ SETTINGS = (
     "oom_budget",
     "retention_ms",
 )
+
+
+SHELL = re.compile(r"^local function (\w+)\(\.\.\.\)\n.*?^return \1\(\.\.\.\)\nend\n", re.MULTILINE | re.DOTALL)
 
 
 def definitions(source: str) -> set[str]:
@@ -40,3 +43,30 @@ def test_the_name_of_a_key_is_no_use_of_a_function() -> None:
     assert '"{q}:lease"' in beat
     assert "observe_epoch" in definitions(beat)
     assert "wake_workers" not in definitions(beat)
+
+
+def test_what_is_seldom_called_is_defined_when_it_is() -> None:
+    scripts = load_scripts(dict.fromkeys(SETTINGS, 1))
+    for name in ("claim", "commit_and_claim"):
+        shells = {found[1] for found in SHELL.finditer(scripts[name].source)}
+        assert shells == set(SELDOM), name
+        outside = definitions(SHELL.sub("", scripts[name].source))
+        assert "lease_job" in outside
+        assert not outside & {"end_attempt", "requeue", "backoff_ms", "wake_workers"}, name
+    # Where it is what the script is for, it is there as it is.
+    assert "end_attempt" in definitions(SHELL.sub("", scripts["fail"].source))
+
+
+def test_functions_share_their_values_and_not_their_constants() -> None:
+    """A second `kept` within a function would keep from the others what it did."""
+    shared = """
+local kept = {}
+local LIMIT = 3
+local function add() kept[#kept + 1] = LIMIT end
+local function could_run() add() end
+local function reclaim() kept[1] = 2 end
+"""
+    text = _with_needed(shared, "reclaim()\ncould_run()\n")
+    assert definitions(SHELL.sub("", text)) == {"kept"}
+    assert re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE).count("kept") == 1
+    assert text.endswith("reclaim()\ncould_run()\n")

@@ -26,6 +26,8 @@ SHARED = (  # each uses those before it
     "claiming.lua",
     "committing.lua",
 )
+# Functions of the usual scripts' unusual turns.
+SELDOM = ("enter_ready", "reclaim", "reap_expired", "expire_waiting", "could_run")
 NAMES = (
     "submit",
     "claim",
@@ -67,14 +69,38 @@ def load_scripts(settings: Mapping[str, int]) -> dict[str, Script]:
 
 
 def _with_needed(shared: str, own: str) -> str:
-    """Each call defines all functions anew, which costs as much as its work: only those that it may use are there."""
-    text = own
-    for definition in reversed(re.split(r"^(?=local )", shared, flags=re.MULTILINE)):
-        name = re.match(r"local (?:function )?(\w+)", definition)
+    """Each call defines all functions anew, which costs as much as its work: only those that it may use are there.
+
+    Those of SELDOM are there as a shell that defines the function, and all that only it uses, when it is called.
+    """
+    parts = re.split(r"^(?=local )", shared, flags=re.MULTILINE)
+    definitions = {found[1]: part for part in parts if (found := re.match(r"local (?:function )?(\w+)", part))}
+    # The functions share some values; a constant may be made anew.
+    values = [definitions[name] for name in _needed(own, definitions) if _is_value(name, definitions[name])]
+    outside = _needed(own + "".join(values), definitions | dict.fromkeys(SELDOM, ""))
+    inside = {name: part for name, part in definitions.items() if name not in outside}
+    texts = [_shell(name, definitions[name], inside) if name in SELDOM else definitions[name] for name in outside]
+    return "".join(texts) + own
+
+
+def _needed(text: str, definitions: Mapping[str, str]) -> list[str]:
+    """The names, in their order, of what `text` uses, and of what that uses."""
+    names: list[str] = []
+    for name, definition in reversed(list(definitions.items())):
         # Neither a key's name ("{q}:lease") nor a field's is a use.
-        if name and re.search(rf"(?<![\w.:'\"]){name[1]}\b", text):
+        if re.search(rf"(?<![\w.:'\"]){name}\b", text):
             text = definition + text
-    return text
+            names.insert(0, name)
+    return names
+
+
+def _is_value(name: str, definition: str) -> bool:
+    return not definition.startswith("local function ") and not name.isupper()
+
+
+def _shell(name: str, definition: str, others: Mapping[str, str]) -> str:
+    inside = "".join(others[other] for other in _needed(definition, others))
+    return f"local function {name}(...)\n{inside}{definition}return {name}(...)\nend\n"
 
 
 def _script(name: str, source: str) -> Script:
