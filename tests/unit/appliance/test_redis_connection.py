@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -10,12 +12,14 @@ from typing import Any
 
 import pytest
 import redis.exceptions as wire
+import uvloop
 
 from appliance.redis_connection import PlainConnection, Pool
 from appliance.redis_link import execute
 
 SOCKET_SECONDS = 0.5
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @asynccontextmanager
@@ -121,6 +125,62 @@ async def test_a_connection_that_was_closed_meanwhile_is_made_anew() -> None:
             assert await ask(pool, "PING") == b"OK"
             assert talks == expected
             await asyncio.sleep(0.02)
+
+
+async def answers_then_resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(65536)
+    writer.write(b"+OK\r\n")
+    await asyncio.sleep(0.02)
+    plug: socket.socket = writer.get_extra_info("socket")
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+on_both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+
+
+@on_both_loops
+def test_a_connection_that_was_reset_meanwhile_is_made_anew(run: Run) -> None:
+    async def main() -> None:
+        async with pool_to(answers_then_resets) as pool:
+            for _ in range(3):
+                assert await ask(pool, "PING") == b"OK"
+                await asyncio.sleep(0.1)
+
+    run(main())
+
+
+@on_both_loops
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_a_connection_that_is_reset_in_use_is_an_outage_and_not_used_again(run: Run, size: int) -> None:
+    async def main() -> None:
+        async with pool_to(answers_then_resets) as pool:
+            connection = await pool.get_connection()
+            await connection.send_command("PING")
+            assert await connection.read_response() == b"OK"
+            await asyncio.sleep(0.1)
+            with pytest.raises(wire.ConnectionError):
+                await connection.send_command("SET", "x", b"x" * size)
+            assert not connection.is_connected
+            await pool.release(connection)
+            assert await ask(pool, "PING") == b"OK"
+
+    run(main())
+
+
+async def test_a_command_that_cannot_be_written_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pool_to(answers) as pool:
+        connection = await pool.get_connection()
+
+        def refuse(_: object) -> None:
+            raise RuntimeError("handle is closed")
+
+        monkeypatch.setattr(connection._writer, "writelines", refuse)
+        with pytest.raises(RuntimeError):
+            await connection.send_command("PING")
+        assert not connection.is_connected
+        await pool.release(connection)
+        assert await ask(pool, "PING") == b"OK"
 
 
 async def test_an_answer_that_nobody_waited_for_goes_to_nobody() -> None:

@@ -95,7 +95,8 @@ def _needed(text: str, definitions: Mapping[str, str]) -> list[str]:
 
 
 def _is_value(name: str, definition: str) -> bool:
-    return not definition.startswith("local function ") and not name.isupper()
+    is_constant = name.isupper() and "_" in name  # `A` is none
+    return not definition.startswith("local function ") and not is_constant
 
 
 def _shell(name: str, definition: str, others: Mapping[str, str]) -> str:
