@@ -35,6 +35,8 @@ class Users:
         self._http = httpx.AsyncClient(timeout=CALL_SECONDS, trust_env=False)
         self._followers: set[asyncio.Task[None]] = set()
         self.acknowledged: set[str] = set()
+        self.plain: set[str] = set()
+        """Those of them that do no harm."""
         self.submitted = 0
 
     async def close(self) -> None:
@@ -91,6 +93,8 @@ class Users:
         self._history.add(tried)
         if outcome == "accepted":
             self.acknowledged.add(job)
+            if kind == PLAIN:
+                self.plain.add(job)
         return tried
 
     # --- after the submission ------------------------------------------------------------------------------------

@@ -149,6 +149,10 @@ class Storm:
             await asyncio.sleep(0.2)
 
     def _spared(self, worker: Worker) -> bool:
+        if self.watcher.is_blind:
+            # Any worker may hold any job by now, and what was struck before may have cost it one more.
+            seen = (self.watcher.jobs.get(job) for job in self.users.plain)
+            return any(job is not None and job.failures and not job.final for job in seen)
         job = self.watcher.jobs.get(self.watcher.holders.get(worker.name, ""))
         return job is not None and job.near_its_budget
 

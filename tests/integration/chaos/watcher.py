@@ -22,6 +22,7 @@ from tests.integration.chaos.cluster import ChaosCluster
 from tests.integration.chaos.history import CommitFile, Event, Final, History, Leftover
 
 POLL_SECONDS = 0.3
+SIGHT_SECONDS = 1.0
 LINGER_SECONDS = 8.0
 LAST_TRIES = 20
 T = TypeVar("T")
@@ -43,10 +44,14 @@ class JobNow:
         return self.facts.get("state") in FINAL_STATES
 
     @property
+    def failures(self) -> int:
+        """Of the kind that it has most of: lost workers, or attempts that failed."""
+        return max(len(json.loads(self.facts.get("crash_workers", "{}"))), int(self.facts.get("errs", 0)))
+
+    @property
     def near_its_budget(self) -> bool:
         """One more lost worker or failed attempt could be one more than the queue promises to forgive."""
-        workers = len(json.loads(self.facts.get("crash_workers", "{}")))
-        return workers >= 2 or int(self.facts.get("errs", 0)) >= 2
+        return self.failures >= 2
 
 
 class Watcher:
@@ -56,6 +61,12 @@ class Watcher:
         self.jobs: dict[str, JobNow] = {}
         self.holders: dict[str, str] = {}
         """Worker → job."""
+        self.last_look = time.monotonic()
+
+    @property
+    def is_blind(self) -> bool:
+        """Jobs may have changed hands since the last look, and lost workers."""
+        return time.monotonic() - self.last_look > SIGHT_SECONDS
 
     async def run(self) -> None:
         while True:
@@ -78,6 +89,7 @@ class Watcher:
         workers = list(self._cluster.workers)
         held = await self._link.run(lambda client: _holders(client, workers))
         self.holders = {worker: job for worker, job in zip(workers, held, strict=True) if job}
+        self.last_look = now
 
     async def read_all(self) -> None:
         for job in await self._link.run(_all_jobs):
