@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from generator import processes
-from generator.errors import STDERR_TAIL_LINES, ToolError
+from generator.errors import STDERR_TAIL_LINES, ToolError, Unhealthy
 
 COMPOSE_PROJECT_LABEL = "com.docker.compose.project"
 COMPOSE_SERVICE_LABEL = "com.docker.compose.service"
@@ -206,8 +206,15 @@ class Engine:
         return parse_container(json.loads(self.run("container", "inspect", name))[0])
 
     def host_pid(self, name: str) -> int:
-        """Process id on the engine's host; killing it triggers the restart policy, `docker kill` does not."""
-        return self.container(name).pid
+        """Process id on the engine's host; killing it triggers the restart policy, `docker kill` does not.
+
+        Raises Unhealthy where it is not running, or just about to be again: Docker's pid is 0 then, which to a signal
+        means the whole process group of the one who sends it.
+        """
+        pid = self.container(name).pid
+        if not pid:
+            raise Unhealthy(f"the container {name} is not running")
+        return pid
 
     def start(self, *names: str) -> None:
         self.run("start", *names)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from generator.errors import ToolError
+from generator.errors import ToolError, Unhealthy
 from tests.integration.chaos import machines
 from tests.integration.chaos.cluster import WEBUI_PORT, ChaosCluster, Worker
 
@@ -48,7 +48,8 @@ class HostFault:
 
 def kill_9(cluster: ChaosCluster, service: str) -> Undo:
     """From outside, so that the engine takes it for a crash and the restart policy brings it back at once."""
-    machines.send(cluster.engine.host_pid(cluster.container(service)), signal.SIGKILL)
+    with contextlib.suppress(Unhealthy):  # dead already, and about to be started by the restart policy
+        machines.send(cluster.engine.host_pid(cluster.container(service)), signal.SIGKILL)
     return nothing
 
 
@@ -81,7 +82,10 @@ def stop(cluster: ChaosCluster, service: str) -> Undo:
 
 
 def engine_pid(cluster: ChaosCluster, worker: Worker) -> int | None:
-    first = cluster.engine.host_pid(cluster.container(worker.webui))
+    try:
+        first = cluster.engine.host_pid(cluster.container(worker.webui))
+    except Unhealthy:
+        return None
     found = [pid for pid, command in machines.processes_under(first) if "webui.worker" in command]
     return found[0] if found else None
 

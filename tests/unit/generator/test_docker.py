@@ -11,7 +11,7 @@ import pytest
 
 from generator import processes
 from generator.docker import Engine, Image, parse_container, parse_version
-from generator.errors import ToolError
+from generator.errors import ToolError, Unhealthy
 
 
 def stand_in(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +143,18 @@ def test_a_container_is_read_from_inspect() -> None:
         "healthy",
     )
     assert (container.pid, container.restarts, container.networks) == (77, 2, {"demo_default": "10.0.0.2"})
+
+
+@pytest.mark.parametrize("pid", [77, 0])
+def test_a_container_that_does_not_run_has_no_process_to_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: int
+) -> None:
+    """0 would be the caller's own process group."""
+    state = {"Status": "running" if pid else "restarting", "Pid": pid, "ExitCode": 137, "OOMKilled": False}
+    facts = [{"Id": "abc", "Name": "/x", "RestartCount": 0, "Config": {"Image": "x", "Labels": {}}, "State": state}]
+    stand_in(tmp_path, f"echo '{json.dumps(facts)}'", monkeypatch)
+    if pid:
+        assert Engine().host_pid("x") == pid
+    else:
+        with pytest.raises(Unhealthy, match="not running"):
+            Engine().host_pid("x")
