@@ -37,6 +37,7 @@ WORKER_LANES = 2
 IN_STEP_SECONDS = 40.0
 SETTLE_SECONDS = 150.0
 BACK_SECONDS = 30.0
+BLIND_SECONDS = 60.0
 BETWEEN_WORKER_FAULTS = (1.0, 3.0)
 BETWEEN_HOST_FAULTS = (1.0, 4.0)
 
@@ -81,8 +82,10 @@ class Storm:
                 await asyncio.to_thread(self.cluster.wait_ready, BACK_SECONDS)
             finally:
                 watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                (why,) = await asyncio.gather(watching, return_exceptions=True)
                 await self.users.close()
+                if isinstance(why, Exception):
+                    raise why
             await self.watcher.collect(self.history, self.users.acknowledged)
         finally:
             await self.watcher.close()
@@ -140,13 +143,14 @@ class Storm:
 
     async def _victim(self, chance: random.Random) -> Worker:
         """Rather one that works; never one whose job has used up what the queue forgives."""
-        while True:
+        while self.watcher.blind_for < BLIND_SECONDS:
             free = [worker for worker in self.cluster.workers.values() if worker.name not in self.busy_workers]
             may = [worker for worker in free if not self._spared(worker)]
             working = [worker for worker in may if worker.name in self.watcher.holders]
             if may:
                 return chance.choice(working if working and chance.random() < 0.9 else may)
             await asyncio.sleep(0.2)
+        raise RuntimeError(f"nobody has been able to look into Redis for {BLIND_SECONDS:g} s")
 
     def _spared(self, worker: Worker) -> bool:
         if self.watcher.is_blind:

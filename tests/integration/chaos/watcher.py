@@ -64,9 +64,14 @@ class Watcher:
         self.last_look = time.monotonic()
 
     @property
+    def blind_for(self) -> float:
+        """Seconds since the last look."""
+        return time.monotonic() - self.last_look
+
+    @property
     def is_blind(self) -> bool:
         """Jobs may have changed hands since the last look, and lost workers."""
-        return time.monotonic() - self.last_look > SIGHT_SECONDS
+        return self.blind_for > SIGHT_SECONDS
 
     async def run(self) -> None:
         while True:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import cast
 
@@ -10,10 +13,21 @@ import pytest
 
 from tests.integration.chaos.cluster import ChaosCluster, Worker
 from tests.integration.chaos.history import History
-from tests.integration.chaos.storm import Storm, Weather
+from tests.integration.chaos.storm import BLIND_SECONDS, Storm, Weather
 from tests.integration.chaos.watcher import SIGHT_SECONDS, JobNow
 
 HOLDER, OTHER = (cast(Worker, SimpleNamespace(name=name)) for name in ("gpu-01/0", "gpu-02/0"))
+
+
+@pytest.fixture
+async def storm() -> AsyncIterator[Storm]:
+    cluster = SimpleNamespace(link=lambda: SimpleNamespace(close=_nothing), workers={HOLDER.name: HOLDER})
+    storm = Storm(cast(ChaosCluster, cluster), History(), Weather("any"))
+    yield storm
+    await storm.users.close()
+
+
+async def _nothing() -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -29,8 +43,9 @@ HOLDER, OTHER = (cast(Worker, SimpleNamespace(name=name)) for name in ("gpu-01/0
         pytest.param(True, 2, 0, "running", "poison", set(), id="blind, and only a harmful one has"),
     ],
 )
-async def test_a_worker_is_spared(blind: bool, lost: int, errors: int, state: str, kind: str, spared: set[str]) -> None:
-    storm = Storm(cast(ChaosCluster, SimpleNamespace(link=lambda: None)), History(), Weather("any"))
+async def test_a_worker_is_spared(
+    storm: Storm, blind: bool, lost: int, errors: int, state: str, kind: str, spared: set[str]
+) -> None:
     workers = {f"w{number}": 1 for number in range(lost)}
     facts = {"state": state, "errs": str(errors), "crash_workers": json.dumps(workers)}
     storm.watcher.jobs["job"] = JobNow(facts)
@@ -39,4 +54,26 @@ async def test_a_worker_is_spared(blind: bool, lost: int, errors: int, state: st
     if kind == "plain":
         storm.users.plain.add("job")
     assert {worker.name for worker in (HOLDER, OTHER) if storm._spared(worker)} == spared
-    await storm.users.close()
+
+
+@pytest.mark.timeout(10)
+async def test_a_storm_that_stays_blind_gives_up(storm: Storm) -> None:
+    storm.users.plain.add("job")
+    storm.watcher.jobs["job"] = JobNow({"state": "running", "crash_workers": json.dumps({"w0": 1})})
+    storm.watcher.last_look -= BLIND_SECONDS
+    with pytest.raises(RuntimeError, match="look into Redis"):
+        await storm._victim(random.Random(0))
+
+
+async def test_why_the_watcher_ended_is_told(storm: Storm, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken() -> None:
+        raise KeyError("state")
+
+    async def all_of_it() -> None:
+        async with storm.watched():
+            await asyncio.sleep(0.1)
+            raise RuntimeError("blind")
+
+    monkeypatch.setattr(storm.watcher, "run", broken)
+    with pytest.raises(KeyError):
+        await all_of_it()
