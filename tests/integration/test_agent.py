@@ -57,6 +57,7 @@ class Peer:
         self.closed_early = asyncio.Event()
         self.go_on = asyncio.Event()
         self.stopped = asyncio.Event()
+        self.frozen = asyncio.Event()
         self.checkpoint_step: int | None = None
         self._talks: set[asyncio.Task[None]] = set()
 
@@ -82,7 +83,9 @@ class Peer:
             headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             path = head.split(" ", 2)[1]
-            if path == "/internal/ping":
+            if path == "/internal/ping" and self.frozen.is_set():
+                await asyncio.wait({asyncio.create_task(reader.read())}, timeout=10)
+            elif path == "/internal/ping":
                 facts = {"status": "ok" if self.ready else "loading", "engine": "peer",
                          "fingerprint": self.fingerprint, "busy": self.busy, "progress_age_seconds": 0,
                          "capabilities": self.capabilities}  # fmt: skip
@@ -110,8 +113,12 @@ class Peer:
     ) -> None:
         self.requests.append(body)
         fault = self.plan.pop(0) if self.plan else "ok"
-        if fault == "slow start":
-            await asyncio.sleep(0.3)
+        if fault in ("slow start", "slow reader"):
+            await asyncio.sleep(0.3 if fault == "slow start" else 2 * 0.5)
+        if fault == "frozen reader":
+            self.frozen.set()
+            await asyncio.wait({asyncio.create_task(reader.read())}, timeout=10)
+            return
         if fault == "422 of another model":
             self.fingerprint = "another"
         if fault[:3].isdecimal():

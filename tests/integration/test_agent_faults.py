@@ -112,6 +112,23 @@ async def test_a_slow_disk_is_not_the_webuis_silence(
     assert (job.attempts, job.crashes) == (1, 0)
 
 
+async def test_reading_an_order_is_not_the_webuis_silence(queue: Queue, peer: Peer, agent: Running) -> None:
+    """Pictures by the dozen take seconds, and its stream begins only then."""
+    peer.plan = ["slow reader"]
+    job = await wait_for(queue, await add(queue), JobState.DONE)
+    assert (job.attempts, job.crashes) == (1, 0)
+
+
+async def test_a_webui_that_freezes_over_an_order_is_left(queue: Queue, peer: Peer, redis_server: RedisServer) -> None:
+    peer.plan = ["frozen reader"]
+    job_id = await add(queue)
+    running = Running(replace(settings_for(peer, redis_server), stream_silence_seconds=1.5), redis_server)
+    await until(peer.frozen.is_set)
+    job = await wait_for(queue, job_id, JobState.QUEUED)
+    assert (job.crashes, job.message) == (1, "the webui said nothing for 1.5 s")
+    await running.end()
+
+
 async def test_a_lease_outlives_a_bug_in_the_heartbeat(
     queue: Queue, peer: Peer, agent: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +433,24 @@ async def test_an_agent_with_work_lets_the_trash_wait(
     await wait_for(queue, job_id, JobState.QUEUED)
     await running.end()
     assert left(peer, jobs) == jobs
+
+
+async def test_trash_does_not_wait_for_ever(
+    queue: Queue, peer: Peer, redis: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents that always have work would leave a full disk full, and then nothing could be made any more."""
+    monkeypatch.setattr(trash, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(trash, "BUSY_SECONDS", 1.0)
+    peer.plan = ["wait"]
+    await add(queue)
+    running = Running(settings_for(peer, redis_server), redis_server)
+    await until(lambda: bool(peer.requests))
+    jobs = await throw_away(redis, peer, trash.AT_ONCE + 1)
+    await until(lambda: len(left(peer, jobs)) == 1, 3)
+    await asyncio.sleep(0.3)
+    assert len(left(peer, jobs)) == 1, "a few at a time"
+    await until(lambda: not left(peer, jobs), 3)
+    await running.end()
 
 
 async def test_a_job_that_is_alive_is_no_trash(queue: Queue, peer: Peer, redis: Redis) -> None:

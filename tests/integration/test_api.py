@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -251,7 +252,12 @@ async def test_a_new_key_works_without_a_restart(api: httpx.AsyncClient, api_set
 
 async def test_a_strangers_job_does_not_exist(api: httpx.AsyncClient) -> None:
     job_id = (await api.post("/api/v1/jobs", json={"prompt": "a"})).json()["id"]
-    for path in (f"/api/v1/jobs/{job_id}", f"/api/v1/jobs/{job_id}/events", f"/api/v1/jobs/{job_id}/result"):
+    for path in (
+        f"/api/v1/jobs/{job_id}",
+        f"/api/v1/jobs/{job_id}/events",
+        f"/api/v1/jobs/{job_id}/result",
+        f"/api/v1/jobs/{job_id}/preview",
+    ):
         assert_problem(await api.get(path, headers=as_user("bob")), 404, "no-such-job")
     assert_problem(await api.delete(f"/api/v1/jobs/{job_id}", headers=as_user("bob")), 404, "no-such-job")
     assert (await api.get("/api/v1/jobs", headers=as_user("bob"))).json()["jobs"] == []
@@ -282,6 +288,18 @@ async def finish_job(queue: Queue, jobs_dir: Path, job_id: str, content: bytes) 
     described = storage.ResultFile("video.mp4", "video/mp4", len(content), hashlib.sha256(content).hexdigest())
     commit = storage.write_commit(jobs_dir, storage.new_commit(job_id, claim.fence, "a/0", (described,)))
     assert await queue.commit(claim, commit.to_json()) is CommitAnswer.DONE
+
+
+async def test_the_newest_picture_of_a_job(api: httpx.AsyncClient, queue: Queue) -> None:
+    job_id = (await api.post("/api/v1/jobs", json={"prompt": "a"})).json()["id"]
+    url = f"/api/v1/jobs/{job_id}/preview"
+    assert_problem(await api.get(url), 404, "no-preview")
+    claim = await take(queue)
+    for content in (b"first", b"second"):
+        await queue.beat(claim, 1, 3, "step", preview=base64.b64encode(content).decode())
+        answer = await api.get(url)
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, content, "image/jpeg")
+        assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
 
 
 async def test_the_result_with_ranges(api: httpx.AsyncClient, queue: Queue, api_settings: ApiSettings) -> None:

@@ -346,8 +346,11 @@ async def test_an_agent_that_starts_again_does_not_make_impossible_jobs_welcome(
     assert (await queue.submit(submission(needs=Needs(model="toon")))).status == "unfit"
 
 
-async def test_one_workers_odd_description_does_not_stop_anybodys_jobs(queue: Queue) -> None:
-    await register(queue, "a/0", capabilities='{"models": null, "vram_mib": null, "max_frames": null}')
+@pytest.mark.parametrize(
+    "odd", ['{"models": null, "vram_mib": null, "max_frames": null}', '{"models": ["\\ud800"]}', "{", "null", "7"]
+)
+async def test_one_workers_odd_description_does_not_stop_anybodys_jobs(queue: Queue, odd: str) -> None:
+    await register(queue, "a/0", capabilities=odd)
     assert (await queue.submit(submission(needs=Needs("toon", "mm", 16384, 64)))).status == "ok"
 
 

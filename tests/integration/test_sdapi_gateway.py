@@ -35,6 +35,7 @@ SHAPE = {"error", "detail", "body", "errors"}
 CLIP = {"alwayson_scripts": {"AnimateDiff": {"args": [{"enable": True, "video_length": 4}]}}}
 TOO_LONG = {"alwayson_scripts": {"AnimateDiff": {"args": [{"enable": True, "video_length": 128}]}}}
 
+JPEG = b"\xff\xd8\xff"
 StartApi = Callable[[], Awaitable[str]]
 
 
@@ -123,6 +124,17 @@ async def test_options_and_progress_are_the_same_from_every_replica(
         assert 0.01 < told["progress"] < 1
         named = await there.get("/sdapi/v1/progress", params={"id_task": "task(mine)"})
         assert named.json()["state"]["job_count"] == 1
+
+        async def shown() -> Any:
+            return (await there.get("/sdapi/v1/progress")).json()["current_image"]
+
+        assert base64.b64decode(await until(shown)).startswith(JPEG)
+        skipped = await there.get("/sdapi/v1/progress", params={"skip_current_image": "true"})
+        assert skipped.json()["current_image"] is None
+        (job,) = await jobs_of(queue)
+        preview = await there.get(f"/api/v1/jobs/{job.job_id}/preview")
+        assert (preview.headers["content-type"], preview.content[:3]) == ("image/jpeg", JPEG)
+        assert (await bob.get(f"/api/v1/jobs/{job.job_id}/preview")).status_code == 404
         # To somebody else there is nothing to see and nothing to stop.
         for client, params in ((bob, {}), (bob, {"id_task": "task(mine)"}), (there, {"id_task": "another"})):
             assert (await client.get("/sdapi/v1/progress", params=params)).json()["state"]["job_count"] == 0

@@ -33,6 +33,7 @@ TALLY = f"{TAG}:tally"
 JOB_PREFIX = f"{TAG}:j:"
 REQUEST_PREFIX = f"{TAG}:p:"
 JOB_EVENTS_PREFIX = f"{TAG}:ev:"
+PREVIEW_PREFIX = f"{TAG}:pv:"
 WORKER_PREFIX = f"{TAG}:w:"
 USER_JOBS_PREFIX = f"{TAG}:jobs:"
 IDEMPOTENCY_PREFIX = f"{TAG}:idem:"
@@ -72,6 +73,7 @@ SCRIPT_KEYS = {
     "j": JOB_PREFIX,
     "p": REQUEST_PREFIX,
     "jev": JOB_EVENTS_PREFIX,
+    "pv": PREVIEW_PREFIX,
     "w": WORKER_PREFIX,
     "ujobs": USER_JOBS_PREFIX,
 }
@@ -87,6 +89,10 @@ def job(job_id: str) -> str:
 
 def request(job_id: str) -> str:
     return REQUEST_PREFIX + job_id
+
+
+def preview(job_id: str) -> str:
+    return PREVIEW_PREFIX + job_id
 
 
 def job_events(job_id: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -22,6 +23,7 @@ MODEL_FOLDERS = ("checkpoint", "motion_module", "lora", "vae", "controlnet")
 OWNER = 10001
 COMMIT_BYTES = 1 << 20
 NAME_BYTES = 255
+CHECKPOINT = re.compile(r"\.?(?P<fence>\d{1,20})-")  # as the webui names them, finished or not
 
 
 class WrongFileError(StorageError):
@@ -261,8 +263,12 @@ def remove_attempt(jobs_dir: Path, job_id: str, fence: int) -> None:
     _remove(jobs_dir, jobs_dir / attempt_folder(job_id, fence))
 
 
-def remove_checkpoint(jobs_dir: Path, job_id: str) -> None:
-    _remove(jobs_dir, jobs_dir / job_folder(job_id) / "checkpoint")
+def remove_checkpoint(jobs_dir: Path, job_id: str, fence: int) -> None:
+    """What this attempt has written and those before it; never what a newer one goes on from."""
+    for path in _children(jobs_dir, jobs_dir / job_folder(job_id) / "checkpoint"):
+        written_by = CHECKPOINT.match(path.name)
+        if written_by is None or int(written_by["fence"]) <= fence:
+            _remove(jobs_dir, path)
 
 
 def remove_job(jobs_dir: Path, job_id: str) -> None:

@@ -10,6 +10,8 @@ from webui.engine.base import Reason
 from webui.request import Order
 
 Event = dict[str, Any]
+MOST_UNREAD = 20
+"""With so much before it a picture would be an old one, and pictures take memory."""
 
 
 class Run:
@@ -37,7 +39,7 @@ class Run:
         return event | ({"part": self.part, "parts": self.parts} if self.parts else {})
 
     def emit(self, event: Event) -> None:
-        if self.told:
+        if self.told or (event["event"] == "preview" and self.events.qsize() >= MOST_UNREAD):
             return
         self.told = event["event"] in ("done", "error")
         self.events.put_nowait(event)

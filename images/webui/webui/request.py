@@ -71,7 +71,7 @@ class Order:
     checkpoint_dir: str | None = None
     memory: MemorySettings = MemorySettings()
     scratch: bool = False
-    """A node-local run: its folder is relative to the local scratch disk, and it sends previews."""
+    """A node-local run: its folder is relative to the local scratch disk."""
 
     @property
     def owner(self) -> str:

@@ -99,7 +99,7 @@ class Task:
         self.event("step", step=done, total_steps=self.request.total_steps)
         if snapshot is not None:
             self._saver.offer(snapshot)
-            if self.scratch and (image := self._previewer.look(snapshot)) is not None:
+            if (image := self._previewer.look(snapshot)) is not None:
                 self.event("preview", step=done, image=base64.b64encode(image).decode())
         self.check()
 

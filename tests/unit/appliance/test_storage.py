@@ -133,11 +133,21 @@ def test_a_link_never_leads_a_removal_out_of_the_volume(tmp_path: Path, place: s
     before = sorted(elsewhere.rglob("*"))
     storage.remove_losers(root, commit_of(2))
     storage.remove_attempt(root, JOB, 1)
-    storage.remove_checkpoint(root, JOB)
+    storage.remove_checkpoint(root, JOB, 1)
     with contextlib.suppress(StorageError):
         storage.remove_job(root, JOB)
     assert sorted(elsewhere.rglob("*")) == before
     assert treasure.read_text() == "gold"
+
+
+def test_what_a_newer_attempt_goes_on_from_is_kept(root: Path) -> None:
+    folder = root / job_folder(JOB) / "checkpoint"
+    folder.mkdir(parents=True)
+    newer = ["3-7.safetensors", ".3-8.safetensors.9.tmp", "10-1.safetensors"]
+    for name in ("1-9.safetensors", "2-8.safetensors", ".2-9.safetensors.9.tmp", "odd", *newer):
+        (folder / name).touch()
+    storage.remove_checkpoint(root, JOB, 2)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(newer)
 
 
 def test_a_volume_may_be_mounted_through_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from appliance.agent import lease
 from appliance.agent.watch import Progress, Watchdog
 from appliance.job import Reason
-from appliance.queue import FailKind
+from appliance.queue import BeatAnswer, Claim, FailKind
 from appliance.settings import AgentSettings, Common, QueueSettings, RedisSettings, Secret
 
 
@@ -119,3 +121,33 @@ def test_steps_are_counted_and_nonsense_is_ignored() -> None:
     progress.note({"event": "step", "step": 3, "total_steps": 20})
     progress.note({"event": "step", "step": "four", "total_steps": -1})
     assert (progress.started, progress.step, progress.total_steps, progress.phase) == (True, 3, 20, "step")
+
+
+@pytest.mark.parametrize(
+    ("image", "kept"),
+    [("/9j/", "/9j/"), (None, ""), (7, ""), ("no base64", ""), ("ü===", ""), ("A" * (64 * 1024 + 4), "")],
+)
+def test_only_a_small_picture_is_passed_on(image: object, kept: str) -> None:
+    progress = Progress()
+    progress.note({"event": "preview", "step": 1, "image": image})
+    assert progress.preview == kept
+    assert progress.step == 0
+
+
+async def test_pictures_are_shown_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str | None] = []
+
+    async def beat(*_: object, preview: str | None, **__: object) -> BeatAnswer:
+        shown.append(preview)
+        return BeatAnswer.OK
+
+    claim = Claim("job", "nonce", 1, 1, None, "{}")
+    progress = Progress()
+    keeper = lease.Lease(SimpleNamespace(beat=beat), claim, progress)  # type: ignore[arg-type]
+    for picture in ("one", "two", "three", ""):
+        progress.preview = picture or progress.preview
+        if not picture:
+            monkeypatch.setattr(lease, "PREVIEW_SECONDS", 0.0)
+            keeper._next_preview = 0.0
+        await keeper.beat()
+    assert shown == ["one", None, None, "three"]

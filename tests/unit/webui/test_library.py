@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -152,7 +153,11 @@ def test_what_is_odd_is_no_model_and_hides_no_other(library: Library, root: Path
     save_file({"a.pos_encoder.pe": np.zeros(3, np.float32)}, root / "motion_module/flat.safetensors")
     os.symlink("circle.safetensors", root / "motion_module/circle.safetensors")
     os.symlink("around", root / "motion_module/around")
+    put(Path(os.fsdecode(os.fsencode(root / "motion_module") + b"/Sch\xf6n.safetensors")))
     names = library.names("motion_module")
     assert names == ["flat", "folder", "mm_sd15_v3", "no-module"]
     told = [library.max_frames(library.find("motion_module", name)) for name in names]
     assert told == [None, 24, None, None]
+    json.dumps(library.offers(), ensure_ascii=False).encode()
+    put(Path(os.fsdecode(os.fsencode(root / "motion_module/folder") + b"/\xf6.txt")))
+    assert library.checksum(library.find("motion_module", "folder"))

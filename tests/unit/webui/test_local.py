@@ -119,6 +119,14 @@ async def test_an_order_goes_to_scratch_without_checkpoints(tmp_path: Path) -> N
         assert order.owner == "local", "the ping tells nobody the id, which opens the run"
 
 
+def test_pictures_do_not_pile_up_where_nobody_reads() -> None:
+    run = Run(1, Order(JOB, 1, "out", REQUEST))
+    for number in range(100):
+        run.emit({"event": "preview", "step": number, "image": ""})
+    run.emit({"event": "done"})
+    assert run.events.qsize() == 21
+
+
 async def test_a_run_shows_progress_and_ends_with_its_files(tmp_path: Path) -> None:
     async with at_work(tmp_path) as (process, runs):
         run = runs.submit(REQUEST)

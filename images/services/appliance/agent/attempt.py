@@ -53,6 +53,7 @@ LAST_EVENT_SECONDS = 1.0
 # The job came at once. After a wait for it, what the webui said before may not be true any more.
 FRESH_SECONDS = 0.05
 ASK_SECONDS = 1.0
+READING_SECONDS = 0.25
 TIDY_SECONDS = 0.5  # nobody renews the lease of the job that came with the commit meanwhile
 
 
@@ -187,6 +188,13 @@ class Attempt:
         finally:
             await cancel_tasks(stream, watch, drain)
 
+    async def _hear_it_read(self) -> None:
+        """An order full of pictures takes seconds to read, and only then its stream begins."""
+        while True:
+            await asyncio.sleep(READING_SECONDS)
+            if (await self._webui.ping()).ready:
+                self._progress.heard()
+
     async def _hand_back(self, stream: asyncio.Task[Ending]) -> Ending:
         """The next worker goes on from the step that this one has reached; a result that is just ready counts."""
         claim, progress = self._claim, self._progress
@@ -216,8 +224,10 @@ class Attempt:
 
     async def _stream(self, order: Order) -> Ending:
         self._progress.order_sent()
+        reading = start_task("reading", self._hear_it_read())
         try:
             async with self._webui.generate(order.body) as events:
+                await cancel_tasks(reading)
                 async for event in events:
                     self._progress.note(event)
                     kind = event.get("event")
@@ -235,6 +245,8 @@ class Attempt:
         except Exception as error:
             log.exception("reading the webui's stream failed", extra=self._fields())
             return crashed(f"reading the webui's stream failed: {error!r}", Reason.UNKNOWN)
+        finally:
+            await cancel_tasks(reading)
 
     async def _judge_refusal(self, error: WebuiRefused) -> Ending:
         """A webui that was started again with other models since the claim speaks about itself, not about the job."""
@@ -265,7 +277,7 @@ class Attempt:
         """The steps themselves may be what fails (NaN, for one): the next attempt, or a replay, begins anew. Before the
         queue is told: the next worker reads the folder as soon as it has the job."""
         try:
-            await self._disk.do(lambda root: storage.remove_checkpoint(root, self._claim.job_id))
+            await self._disk.do(lambda root: storage.remove_checkpoint(root, self._claim.job_id, self._claim.fence))
         except StorageError as error:
             log.info("the checkpoint stays: %s", error, extra=self._fields())
 
@@ -355,7 +367,7 @@ class Attempt:
             await self._webui.interrupt(job_id, fence, seconds=STOP_SECONDS)
             await self._disk.do(lambda root: storage.remove_attempt(root, job_id, fence))
             if state is JobState.CANCELLED:
-                await self._disk.do(lambda root: storage.remove_checkpoint(root, job_id))
+                await self._disk.do(lambda root: storage.remove_checkpoint(root, job_id, fence))
         except (WebuiError, StorageError) as error:
             log.info("job %s: not cleaned up: %s", job_id, error, extra=self._fields())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from async_timeout import timeout
 
@@ -16,6 +17,8 @@ from appliance.queue import BeatAnswer, Claim, FailKind, Queue
 
 log = logging.getLogger(__name__)
 
+PREVIEW_SECONDS = 2.0
+
 
 class Lease:
     """`told` is done as soon as the queue says that the work is not wanted any more."""
@@ -25,6 +28,7 @@ class Lease:
         self._claim = claim
         self._progress = progress
         self._now = asyncio.Event()
+        self._next_preview = 0.0
         self._redis = OnceUntilChanged(log)
         self.told: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
 
@@ -61,9 +65,18 @@ class Lease:
             resumed_from=progress.resumed_from if progress.started else None,
             checkpoint_step=progress.checkpoint_step if progress.started else None,
             parameters=progress.parameters or None,
+            preview=self._preview_to_show(),
         )
         progress.parameters = ""
         return answer
+
+    def _preview_to_show(self) -> str | None:
+        """Seldom: each is written to the disks of all Redis."""
+        picture, now = self._progress.preview, time.monotonic()
+        if not picture or now < self._next_preview:
+            return None
+        self._progress.preview, self._next_preview = "", now + PREVIEW_SECONDS
+        return picture
 
     def _hear(self, answer: BeatAnswer) -> None:
         if answer is BeatAnswer.OK or self.told.done():

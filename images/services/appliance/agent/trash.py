@@ -1,9 +1,11 @@
-"""What is left on storage of jobs whose retention is over, removed by agents that have nothing better to do."""
+"""What is left on storage of jobs whose retention is over, removed by agents that have nothing better to do; where
+there is always something better, a few at a time beside it, or a disk that is full would stay so."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from appliance import storage
@@ -15,6 +17,7 @@ from appliance.queue import Queue
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
+BUSY_SECONDS = 15.0
 AT_ONCE = 10
 
 
@@ -25,6 +28,7 @@ class TrashCollector:
         self._queue = queue
         self._disk = disk
         self._may_work = may_work
+        self._last_round = time.monotonic()
 
     async def run(self) -> None:
         while True:
@@ -32,24 +36,29 @@ class TrashCollector:
             try:
                 while self._may_work() and await self.collect():
                     pass
+                if time.monotonic() - self._last_round > BUSY_SECONDS:
+                    await self.collect(at_work=True)
             except QueueError as error:
                 log.debug("no trash collected: %s", error)
             except Exception:
                 log.exception("collecting trash failed")
 
-    async def collect(self) -> int:
-        """One bounded round; answers how many jobs are gone for good."""
+    async def collect(self, *, at_work: bool = False) -> int:
+        """One bounded round, which work ends unless it is `at_work`; answers how many jobs are gone for good."""
         ids = await self._queue.trash(AT_ONCE)
         if not ids:
+            self._last_round = time.monotonic()
             return 0
         alive = await self._queue.get_many(ids)
         # An id that has a record again is a job again: its folder is not ours to remove.
         gone = [job_id for job_id, record in zip(ids, alive, strict=True) if record is not None]
         for job_id in (job_id for job_id, record in zip(ids, alive, strict=True) if record is None):
-            if not self._may_work():
+            if not at_work and not self._may_work():
                 break
             if await self._remove(job_id):
                 gone.append(job_id)
+        else:
+            self._last_round = time.monotonic()
         await self._queue.untrash(gone)
         return len(gone)
 

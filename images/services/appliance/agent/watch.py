@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from appliance.settings import AgentSettings
 
 SAMPLE_SECONDS = 0.1
 OWN_FREEZE_SECONDS = 0.5
+PREVIEW_LIMIT = 64 * 1024
 
 
 class Progress:
@@ -28,6 +30,8 @@ class Progress:
         self.memory = ""
         self.parameters = ""
         """Of the job, until the queue has heard them."""
+        self.preview = ""
+        """A JPEG in base64, likewise."""
         self.began = time.monotonic()
         self._part = 0
         self.order_sent()
@@ -35,6 +39,10 @@ class Progress:
     def order_sent(self) -> None:
         """What this side has taken until here (a slow disk) is not the webui's silence."""
         self.last_line = self.last_progress = time.monotonic()
+
+    def heard(self) -> None:
+        """It lives, which is no progress."""
+        self.last_line = time.monotonic()
 
     def note(self, event: dict[str, Any]) -> None:
         self.last_line = time.monotonic()
@@ -52,6 +60,8 @@ class Progress:
         elif kind == "alive":
             self.phase = str(event.get("phase") or self.phase)[:32]
             self._part = _count(event.get("part"), 0)
+        elif kind == "preview":
+            self.preview = _picture(event.get("image"))
         elif kind == "checkpoint":
             self.checkpoint_step = _count(event.get("step"), self.checkpoint_step)
         if before != self._signs():
@@ -107,6 +117,16 @@ def phase_seconds(settings: AgentSettings, phase: str) -> float:
     """How long a phase may go on without a sign of progress; a phase that this version does not know is a step's."""
     limits = {"load": settings.load_seconds, "decode": settings.decode_seconds, "encode": settings.encode_seconds}
     return limits.get(phase, settings.no_progress_seconds)
+
+
+def _picture(value: object) -> str:
+    if not isinstance(value, str) or len(value) > PREVIEW_LIMIT:
+        return ""
+    try:
+        base64.b64decode(value, validate=True)
+    except ValueError:
+        return ""
+    return value
 
 
 def _count(value: object, otherwise: int) -> int:

@@ -1,7 +1,8 @@
-"""The result's files, straight from the winning attempt's folder."""
+"""The result's files, straight from the winning attempt's folder, and what there is to see before."""
 
 from __future__ import annotations
 
+import base64
 import os
 from enum import Enum
 from functools import partial
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, Response
 
 from appliance.api.problems import RETRY_SECONDS, Problem, described, documented
-from appliance.api.services import Caller, JobId, ServicesHere, find_job
+from appliance.api.services import Caller, JobId, ServicesHere, find_job, patiently
 from appliance.errors import StorageError
 from appliance.job import JobState, attempt_folder
 from appliance.queue import JobRecord
@@ -65,6 +66,17 @@ async def read_result(
     )
 
 
+async def read_preview(services: ServicesHere, caller: Caller, job_id: JobId) -> Response:
+    """The newest picture of a job that is being made, small and rough; there is none before its first steps, nor ten
+    minutes after its last."""
+    await find_job(services, caller, job_id)
+    picture = await patiently(services, lambda: services.queue.preview(job_id))
+    if picture is None:
+        raise Problem(404, "no-preview", "there is no preview of this job now")
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return Response(base64.b64decode(picture), media_type="image/jpeg", headers=headers)
+
+
 def _look_up(
     job: JobRecord, index: int, kind: FileFormat | None, jobs_dir: Path
 ) -> tuple[Path, ResultFile, os.stat_result]:
@@ -110,4 +122,12 @@ _responses = (
     | described(206, "the range that was asked for", content=_bytes, headers=_parts)
 )
 router.add_api_route(_path, read_result, methods=["GET"], response_class=FileResponse, responses=_responses)
+_picture = described(200, "the picture", content={"image/jpeg": {"schema": {"type": "string", "format": "binary"}}})
+router.add_api_route(
+    "/{job_id}/preview",
+    read_preview,
+    methods=["GET"],
+    response_class=Response,
+    responses=documented(400, 401, 404, 422, 503) | _picture,
+)
 router.add_api_route(_path, read_result, methods=["HEAD"], include_in_schema=False, response_class=FileResponse)

@@ -115,7 +115,9 @@ class SdapiRoutes:
     async def show_progress(self, request: Request) -> Response:
         """Of the caller's own call that runs, or of the one asked for: `id_task` is a task's or request's id."""
         call = await self._book.find(_caller(request).name, request.query_params.get("id_task"))
-        return JSONResponse(progress.show(call.progress() if call else None), headers=NO_STORE)
+        now = await self._book.progress(call)
+        skip = request.query_params.get("skip_current_image", "").lower() in ("true", "1")
+        return JSONResponse(progress.show(now, skip_image=skip), headers=NO_STORE)
 
     async def interrupt(self, request: Request) -> Response:
         user = _caller(request).name
@@ -167,7 +169,7 @@ class SdapiRoutes:
             raise invalid_body([BodyProblem(("id_task",), "field required", "value_error.missing")])
         call = await self._book.find(user, wanted) if wanted else None
         completed = call is None and wanted in await self._book.ended(user)
-        told = progress.show_task(call.progress() if call else None, completed=completed, request=body)
+        told = progress.show_task(await self._book.progress(call), completed=completed, request=body)
         return JSONResponse(told, headers=NO_STORE)
 
     async def show_pending(self, request: Request) -> Response:

@@ -80,7 +80,7 @@ class Call:
         fresh = time.time() - self.note.created_at < UNSUBMITTED_SECONDS
         return not self.open_jobs and not (fresh and None in self.jobs)
 
-    def progress(self) -> Progress:
+    def progress(self, preview: str | None = None) -> Progress:
         running = self.running
         done = sum(1 for job in self.jobs if job is not None and job.state.is_final)
         places = [job.position for job in self.open_jobs if job.position is not None]
@@ -92,6 +92,7 @@ class Call:
             steps=(running.total_steps if running else 0) or self.note.steps,
             timestamp=time.strftime("%Y%m%d%H%M%S", time.gmtime(self.note.created_at)),
             elapsed=self._elapsed(),
+            preview=preview,
             interrupted=self.note.interrupted,
             queued=running is None and done == 0,
             text=f"queued, {min(places)} in line" if running is None and places else None,
@@ -160,6 +161,13 @@ class Book:
         if name:
             return calls[-1] if calls else None
         return next((call for call in calls if call.running is not None), calls[0] if calls else None)
+
+    async def progress(self, call: Call | None) -> Progress | None:
+        if call is None:
+            return None
+        if (running := call.running) is None:
+            return call.progress()
+        return call.progress(await patiently(self._services, lambda: self._services.queue.preview(running.job_id)))
 
     async def _ended_notes(self, user: str) -> dict[str, str]:
         return {name: text for name, text in (await self._notes(user)).items() if name.startswith(ENDED_PREFIX)}

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
 from appliance import keys
 from appliance.errors import QueueUnavailable
@@ -144,8 +145,10 @@ class Queue(Reader):
         resumed_from: int | None = None,
         checkpoint_step: int | None = None,
         parameters: str | None = None,
+        preview: str | None = None,
     ) -> BeatAnswer:
-        """What is None stays as it was told before. `parameters` (JSON) are the job's; what was told first stays."""
+        """What is None stays as it was told before. `parameters` (JSON) are the job's; what was told first stays.
+        `preview` is a JPEG in base64, kept for ten minutes."""
         told = {
             "step": step,
             "total": total_steps,
@@ -156,7 +159,8 @@ class Queue(Reader):
             "params": parameters,
         }
         known = {name: value for name, value in told.items() if value is not None}
-        return BeatAnswer(await self._call("beat", {**_holder(claim), **known}))
+        pictures = [preview] if preview else []
+        return BeatAnswer(await self._call("beat", {**_holder(claim), **known}, *pictures))
 
     async def commit(
         self, claim: Claim, result: str, *, adopted: bool = False, model: str = "", video_seconds: float = 0.0
@@ -227,7 +231,8 @@ class Queue(Reader):
         return {name: Line(**line) for name, line in json.loads(await self._call("lines", {})).items()}
 
     async def check_writable(self) -> None:
-        """Writes, and waits for the replicas, as a submit would."""
+        """Writes, and waits for the replicas, as a submit would. A full memory is no outage: it takes no new job, but
+        all else goes on."""
         replicas = self._replicas
 
         async def write(client: Redis) -> None:
@@ -235,7 +240,10 @@ class Queue(Reader):
             pipeline.set(keys.WRITE_PROBE, "1", ex=60)
             if replicas:
                 pipeline.execute_command("WAIT", replicas, WAIT_MILLISECONDS)
-            answers = await pipeline.execute()
+            answers = await pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception) and not isinstance(answer, OutOfMemoryError):
+                    raise answer
             if replicas and int(answers[1]) < replicas:
                 raise QueueUnavailable(f"only {answers[1]} of {replicas} replicas answer")
 

@@ -70,6 +70,14 @@ class Reader:
 
         return await self._link.run(read)
 
+    async def preview(self, job_id: str) -> str | None:
+        """The newest, a JPEG in base64."""
+
+        async def read(client: Redis) -> str | None:
+            return cast("str | None", await client.get(keys.preview(job_id)))
+
+        return await self._link.run(read)
+
     async def events_after(self, job_id: str, last_id: str, limit: int = 200) -> list[StreamEvent]:
         return await self._events.after(job_id, last_id, limit)
 

@@ -111,7 +111,7 @@ class Library:
         digest = hashlib.sha256()
         base = model.path if model.is_folder else model.path.parent
         for path in model.files():
-            digest.update(f"\n{path.relative_to(base)} {self._file_checksum(path)}".encode())
+            digest.update(f"\n{path.relative_to(base)} {self._file_checksum(path)}".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def max_frames(self, model: Model) -> int | None:
@@ -206,9 +206,22 @@ def file_checksum(path: Path) -> str:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted(filter(_is_named, entries), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _is_named(entry: os.DirEntry[str]) -> bool:
+    """Bytes that are no UTF-8 cannot be told to anybody, nor asked for."""
+    return not entry.name.startswith(".") and _is_text(entry.name)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is(question: Callable[[], bool]) -> bool:

@@ -59,6 +59,26 @@ local function get_attempt(id)
   return job
 end
 
+-- A request with pictures is megabytes, and the memory is finite: such requests leave a quarter of it to the others, and
+-- the dead ones, which wait for a replay that may never come, a half.
+local BIG_BYTES = 65536
+local BIG_SHARE = 0.75
+local BIG_DEAD_SHARE = 0.5
+
+local function memory_share()
+  local text = redis.call('INFO', 'memory')
+  local most = tonumber(string.match(text, '\nmaxmemory:(%d+)'))
+  return most > 0 and tonumber(string.match(text, '\nused_memory:(%d+)')) / most or 0
+end
+
+-- Only the dead may be asked for again. The others' requests stay for a while: a failover may undo the end.
+local function let_go_of_request(id, state, reason)
+  local is_dead = state == 'dead' and reason ~= 'INVALID_INPUT'
+  local is_big = redis.call('STRLEN', K.p .. id) > BIG_BYTES
+  if is_dead and not (is_big and memory_share() > BIG_DEAD_SHARE) then return end
+  redis.call('EXPIRE', K.p .. id, is_big and not is_dead and 600 or 3600)
+end
+
 -- `job` has at least owner, fence and deadline (false or nil where there is none), and `created` if it never ran.
 -- `more` are fields and values to write with the end.
 local function finish(id, job, state, reason, message, more)
@@ -68,8 +88,7 @@ local function finish(id, job, state, reason, message, more)
   redis.call('ZADD', K.done, now, id)
   if job.deadline then redis.call('ZREM', K.deadline, id) end
   redis.call('HINCRBY', K.stats, state, 1)
-  -- A request may be megabytes, the memory is finite, and only the dead may be asked for again.
-  if state ~= 'dead' or reason == 'INVALID_INPUT' then redis.call('EXPIRE', K.p .. id, 3600) end
+  let_go_of_request(id, state, reason)
   if not job.owner then emit_submitted(id, job.created) end
   emit(id, state, {state = state, fence = job.fence or '0', worker = job.owner or '',
     reason = reason or cjson.null, message = message or cjson.null})

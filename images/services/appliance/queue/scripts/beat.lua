@@ -1,12 +1,14 @@
 -- Renews a lease and carries progress.
 -- A        {id, nonce, fence (text), step, total, phase; memory (a label), resumed and checkpoint (steps) and
 --          params (JSON text: the job's parameters, for good) when told}
+-- ARGV[2]  a JPEG in base64, when there is a new one
 -- result   "ok" | "cancel" (renewed, but its user wants it stopped) | "fenced"
 observe_epoch(false)
 local job = get(A.id, 'state', 'nonce', 'fence', 'cancel', 'step', 'phase', 'memory', 'resumed', 'checkpoint', 'unsure')
 if job[1] ~= 'running' or job[2] ~= A.nonce or job[3] ~= A.fence then return 'fenced' end
 redis.call('ZADD', K.lease, int(now + C.lease_ms), A.id)
 
+if ARGV[2] then redis.call('SET', K.pv .. A.id, ARGV[2], 'EX', 600) end
 if A.params then redis.call('HSETNX', K.j .. A.id, 'params', A.params) end
 
 -- Its agent makes it: it has looked for COMMIT, and there was none.

@@ -23,7 +23,10 @@ end
 -- After a failover, a restart or a standstill of Redis nobody could renew a lease: give all of them time to try.
 -- `seen` is when any script last ran; a gap in it is a standstill, which leaves the run id as it was. To ask for the
 -- run id costs as much as all the rest of a heartbeat: only who might reap, and who has time, is `thorough`.
+-- After a long gap what seems old is not removed for as long again: if a clock is wrong, there is time to set it right.
 local SEEN_STEP_MS = 50
+local LEAP_MS = 3600000
+local LONGEST_DOUBT_MS = 86400000
 
 local function observe_epoch(thorough)
   local last = redis.call('HMGET', K.epoch, 'run_id', 'seen')
@@ -41,6 +44,7 @@ local function observe_epoch(thorough)
     redis.call('ZADD', K.lease, int(now + C.grace_ms), id)
   end
   if stalled then redis.call('HINCRBY', K.epoch, 'shift', int(passed)) end
+  if passed > LEAP_MS then redis.call('HSET', K.epoch, 'doubt', int(now + math.min(passed, LONGEST_DOUBT_MS))) end
   pull_in(K.lease, now + math.max(C.grace_ms, C.lease_ms))
   pull_in(K.delayed, now + LONGEST_DELAY_MS)
   for _, worker in ipairs(pull_in(K.workers, now)) do redis.call('HSET', K.w .. worker, 'seen', int(now)) end

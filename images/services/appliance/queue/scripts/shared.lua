@@ -99,11 +99,15 @@ local function lacks_name(names, name)
   return true
 end
 
--- From a worker's record; nil where it does not say.
-local function read_can(text) return text and text ~= '' and cjson.decode(text) or nil end
+-- From a worker's record; nil where it does not say, or nothing that can be read: one odd record must not keep
+-- everybody from submitting.
+local function read_can(text)
+  local is_json, can = pcall(cjson.decode, text or '')
+  return is_json and type(can) == 'table' and can or nil
+end
 
 -- The names of the needs that these capabilities do not meet; both as job.py writes them. nil stands for anything,
--- and so does JSON's null: one odd record must not keep everybody from submitting.
+-- and so does JSON's null.
 local function lacking(can, needs)
   if not can then return {} end
   local names, vram, frames = {}, tonumber(can.vram_mib) or 0, tonumber(can.max_frames) or 0

@@ -10,6 +10,13 @@ for _, line in ipairs(lines) do
   oldest = math.min(oldest, oldest_in(line, math.max(1, math.floor(OLDEST_OF / #lines))))
 end
 
+-- Those that take jobs.
+local OUT_OF_SERVICE = {unready = true, stopped = true, draining = true, drained = true, quarantined = true}
+local live_workers = 0
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', K.workers, int(now - C.lease_ms), '+inf')) do
+  if not OUT_OF_SERVICE[redis.call('HGET', K.w .. worker, 'state')] then live_workers = live_workers + 1 end
+end
+
 local stored, totals = redis.call('HGETALL', K.stats), {}
 local averages, ratios = {}, {}
 for index = 1, #stored, 2 do
@@ -25,7 +32,7 @@ local counts = cjson.encode({
   delayed = redis.call('ZCARD', K.delayed),
   running = redis.call('ZCARD', K.lease),
   oldest_waiting_seconds = (now - oldest) / 1000,
-  live_workers = redis.call('ZCOUNT', K.workers, int(now - C.lease_ms), '+inf'),
+  live_workers = live_workers,
   submitted_total = totals.submitted or 0,
   done_total = totals.done or 0,
   dead_total = totals.dead or 0,

@@ -2,7 +2,8 @@
 -- A        {id, user, prio, slack_ms, cost, weight, res (resolution); and where there is one: idem (key) and hash,
 --          deadline_ms, class and needs (JSON text)}
 -- ARGV[2]  the request body
--- result   {"ok"|"duplicate", id, state} · {"conflict", id} · {"full", waiting} · {"unfit", names of missing needs}
+-- result   {"ok"|"duplicate", id, state} · {"conflict", id} · {"full", waiting} (too many jobs, or no
+--          memory for big ones) · {"unfit", names of missing needs}
 local function duplicate(id)
   -- A write, so that the WAIT behind this call speaks about this connection's newest offset.
   redis.call('HSET', K.j .. id, 'asked_again', int(now))
@@ -50,7 +51,9 @@ if A.class then
   if missing then return {'unfit', missing} end
 end
 local waiting = count_waiting()
-if waiting >= C.queue_limit then return {'full', int(waiting)} end
+if waiting >= C.queue_limit or #ARGV[2] > BIG_BYTES and memory_share() > BIG_SHARE then
+  return {'full', int(waiting)}
+end
 
 local class = A.class or 'default'
 local score, start = fair_score(A.user, A.cost, A.weight, A.slack_ms)
