@@ -114,7 +114,7 @@ class Peer:
         self.requests.append(body)
         fault = self.plan.pop(0) if self.plan else "ok"
         if fault in ("slow start", "slow reader"):
-            await asyncio.sleep(0.3 if fault == "slow start" else 2 * 0.5)
+            await asyncio.sleep(0.3 if fault == "slow start" else 2.0)
         if fault == "frozen reader":
             self.frozen.set()
             await asyncio.wait({asyncio.create_task(reader.read())}, timeout=10)

@@ -112,11 +112,13 @@ async def test_a_slow_disk_is_not_the_webuis_silence(
     assert (job.attempts, job.crashes) == (1, 0)
 
 
-async def test_reading_an_order_is_not_the_webuis_silence(queue: Queue, peer: Peer, agent: Running) -> None:
+async def test_reading_an_order_is_not_the_webuis_silence(queue: Queue, peer: Peer, redis_server: RedisServer) -> None:
     """Pictures by the dozen take seconds, and its stream begins only then."""
     peer.plan = ["slow reader"]
+    running = Running(replace(settings_for(peer, redis_server), stream_silence_seconds=1.0), redis_server)
     job = await wait_for(queue, await add(queue), JobState.DONE)
     assert (job.attempts, job.crashes) == (1, 0)
+    await running.end()
 
 
 async def test_a_webui_that_freezes_over_an_order_is_left(queue: Queue, peer: Peer, redis_server: RedisServer) -> None:
@@ -450,6 +452,20 @@ async def test_trash_does_not_wait_for_ever(
     await asyncio.sleep(0.3)
     assert len(left(peer, jobs)) == 1, "a few at a time"
     await until(lambda: not left(peer, jobs), 3)
+    await running.end()
+
+
+async def test_an_agent_out_of_work_lets_the_trash_be(
+    queue: Queue, peer: Peer, redis: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its storage may hang, and each removal would keep a thread."""
+    monkeypatch.setattr(trash, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(trash, "BUSY_SECONDS", 0.2)
+    peer.ready = False
+    running = Running(settings_for(peer, redis_server), redis_server)
+    jobs = await throw_away(redis, peer, 2)
+    await asyncio.sleep(1)
+    assert left(peer, jobs) == jobs
     await running.end()
 
 

@@ -41,6 +41,8 @@ class HostFault:
     times: int
     victim: str = "master"
     """master, replica or any"""
+    cuts_workers: bool = False
+    """Its workers are in trouble with it."""
 
 
 # --- containers --------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ HOST_FAULTS: dict[str, HostFault] = {
     "Redis master killed": HostFault(lambda c, h: kill_for_good(c, f"redis-{h}"), (6, 9), 3),
     "Redis master frozen": HostFault(lambda c, h: freeze(c, f"redis-{h}"), (3, 6), 1),
     "Redis master and Sentinel killed": HostFault(lose_host, (6, 9), 1),
-    "Redis master partitioned, clients on both sides": HostFault(part, (7, 10), 3),
+    "Redis master partitioned, clients on both sides": HostFault(part, (7, 10), 3, cuts_workers=True),
     "queue host's clock +1 h": HostFault(lambda c, h: jump(c.hosts[h], HOUR), (4, 8), 2),
     "queue host's clock -1 h": HostFault(lambda c, h: jump(c.hosts[h], -HOUR), (4, 8), 1),
     "Redis replica killed": HostFault(lambda c, h: kill_for_good(c, f"redis-{h}"), (3, 6), 1, "replica"),

@@ -1,15 +1,17 @@
 """A whole run: users, faults in three lanes, and the wait for everything to settle. One seed drives all of it.
 
 The lanes keep within what is promised: one queue host in trouble at a time and the next only when all three Redis are
-in step again; at most two workers by themselves (a partition may take two more), one stays; one api of three.
+in step again; at most two workers by themselves (a partition may take two more), one stays; one api of three; no
+innocent job meets more faults than the queue promises to forgive, wherever it is handed on to meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +32,7 @@ from tests.integration.chaos.faults import (
     worker_deck,
 )
 from tests.integration.chaos.history import Fault, History
-from tests.integration.chaos.watcher import Watcher
+from tests.integration.chaos.watcher import FORGIVEN, SIGHT_SECONDS, JobNow, Watcher
 
 USERS = 5
 WORKER_LANES = 2
@@ -38,6 +40,8 @@ IN_STEP_SECONDS = 40.0
 SETTLE_SECONDS = 150.0
 BACK_SECONDS = 30.0
 BLIND_SECONDS = 60.0
+UNSEEN_SECONDS = 4.0
+"""After a fault its worker's job may be lost and not be known to be: the lease and the next tick."""
 BETWEEN_WORKER_FAULTS = (1.0, 3.0)
 BETWEEN_HOST_FAULTS = (1.0, 4.0)
 
@@ -60,6 +64,10 @@ class Storm:
     watcher: Watcher = field(init=False)
     users: Users = field(init=False)
     busy_workers: set[str] = field(default_factory=set)
+    cut_off: set[str] = field(default_factory=set)
+    """The workers on the small side of a partition."""
+    struck_at: dict[str, float] = field(default_factory=dict)
+    """When each worker's last fault ended."""
 
     def __post_init__(self) -> None:
         self.watcher = Watcher(self.cluster)
@@ -140,31 +148,52 @@ class Storm:
                 )
             finally:
                 self.busy_workers.discard(worker.name)
+                self.struck_at[worker.name] = time.monotonic()
 
     async def _victim(self, chance: random.Random) -> Worker:
-        """Rather one that works; never one whose job has used up what the queue forgives."""
+        """Rather one that works; never one that might cost an innocent job more than the queue forgives."""
         while self.watcher.blind_for < BLIND_SECONDS:
+            if not self.watcher.is_blind:
+                with contextlib.suppress(QueueError, asyncio.TimeoutError):  # it soon will be
+                    await asyncio.wait_for(self.watcher.look(), SIGHT_SECONDS)
+            tried = self._tried()
             free = [worker for worker in self.cluster.workers.values() if worker.name not in self.busy_workers]
-            may = [worker for worker in free if not self._spared(worker)]
+            may = [worker for worker in free if not self._spared(worker, tried)]
             working = [worker for worker in may if worker.name in self.watcher.holders]
             if may:
                 return chance.choice(working if working and chance.random() < 0.9 else may)
             await asyncio.sleep(0.2)
         raise RuntimeError(f"nobody has been able to look into Redis for {BLIND_SECONDS:g} s")
 
-    def _spared(self, worker: Worker) -> bool:
-        if self.watcher.is_blind:
-            # Any worker may hold any job by now, and what was struck before may have cost it one more.
-            seen = (self.watcher.jobs.get(job) for job in self.users.plain)
-            return any(job is not None and job.failures and not job.final for job in seen)
-        job = self.watcher.jobs.get(self.watcher.holders.get(worker.name, ""))
-        return job is not None and job.near_its_budget
+    def _tried(self) -> dict[str, JobNow]:
+        """The innocent jobs that have lost something and are not over."""
+        seen = ((job, self.watcher.jobs.get(job)) for job in self.users.plain)
+        return {job: now for job, now in seen if now is not None and now.failures and not now.final}
+
+    def _spared(self, worker: Worker, tried: Mapping[str, JobNow]) -> bool:
+        if self.watcher.is_blind or any(job.near_its_budget for job in tried.values()):
+            # Any worker may hold any job by now, or be the next to.
+            return bool(tried)
+        return any(self._could_end(worker, job, now) for job, now in tried.items())
+
+    def _could_end(self, worker: Worker, job: str, now: JobNow) -> bool:
+        """Whether the job could lose, one after the other, all workers that are in trouble, with this one."""
+        struck = {worker.name, *self.busy_workers, *self.cut_off}
+        holder = next((name for name, held in self.watcher.holders.items() if held == job), None)
+        if holder is not None and holder not in struck:
+            if time.monotonic() - self.struck_at.get(holder, float("-inf")) > UNSEEN_SECONDS:
+                return False  # it is in good hands
+            struck.add(holder)
+        return now.failures + len(struck) > FORGIVEN
 
     async def _redis_lane(self, deck: Sequence[str], chance: random.Random) -> None:
         for name in deck:
             await wait_until_in_step(self.cluster)
             await asyncio.sleep(chance.uniform(*BETWEEN_HOST_FAULTS))
-            await self._strike_host(HOST_FAULTS[name], name, chance)
+            fault = HOST_FAULTS[name]
+            while fault.cuts_workers and any(job.near_its_budget for job in self._tried().values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+            await self._strike_host(fault, name, chance)
 
     async def _api_lane(self, deck: Sequence[str], chance: random.Random) -> None:
         for name in deck:
@@ -173,7 +202,14 @@ class Storm:
 
     async def _strike_host(self, fault: HostFault, name: str, chance: random.Random) -> None:
         host = await self._host(fault.victim, chance)
-        await self._strike(name, host, lambda: fault.do(self.cluster, host), chance.uniform(*fault.seconds))
+        if fault.cuts_workers:
+            self.cut_off = {worker.name for worker in self.cluster.workers.values() if worker.host == host}
+        try:
+            await self._strike(name, host, lambda: fault.do(self.cluster, host), chance.uniform(*fault.seconds))
+        finally:
+            if fault.cuts_workers:
+                self.struck_at |= dict.fromkeys(self.cut_off, time.monotonic())
+                self.cut_off = set()
 
     async def _host(self, victim: str, chance: random.Random) -> str:
         hosts = list(self.cluster.hosts)

@@ -25,6 +25,8 @@ POLL_SECONDS = 0.3
 SIGHT_SECONDS = 1.0
 LINGER_SECONDS = 8.0
 LAST_TRIES = 20
+FORGIVEN = 2
+"""Lost workers, or failed attempts: with one more a job may be given up (budgets of 3)."""
 T = TypeVar("T")
 Entries = list[tuple[str, dict[str, str]]]
 GAP = {"type": checker.GAP, "data": "{}"}
@@ -51,7 +53,7 @@ class JobNow:
     @property
     def near_its_budget(self) -> bool:
         """One more lost worker or failed attempt could be one more than the queue promises to forgive."""
-        return self.failures >= 2
+        return self.failures >= FORGIVEN
 
 
 class Watcher:

@@ -277,6 +277,11 @@ class Attempt:
         """The steps themselves may be what fails (NaN, for one): the next attempt, or a replay, begins anew. Before the
         queue is told: the next worker reads the folder as soon as it has the job."""
         try:
+            if await self._lease.beat() is BeatAnswer.FENCED:
+                return  # a newer attempt may go on from it
+        except QueueError as error:
+            log.debug("not asked whose the checkpoint is: %s", error)
+        try:
             await self._disk.do(lambda root: storage.remove_checkpoint(root, self._claim.job_id, self._claim.fence))
         except StorageError as error:
             log.info("the checkpoint stays: %s", error, extra=self._fields())

@@ -57,7 +57,12 @@ class Agent:
         return self._attempt is not None
 
     async def run(self, stop: asyncio.Event) -> None:
-        trash = TrashCollector(self._queue, self._disk, lambda: self._state == "idle" and not stop.is_set())
+        trash = TrashCollector(
+            self._queue,
+            self._disk,
+            lambda: self._state == "idle" and not stop.is_set(),
+            lambda: self._state == "running",
+        )
         beside = [
             start_task("alive", keep_heartbeat("agent")),
             start_task("register", self._presence.keep()),

@@ -24,10 +24,13 @@ AT_ONCE = 10
 class TrashCollector:
     """Forgets an id only after its folder is gone: an end in the middle leaves work for the next one, no more."""
 
-    def __init__(self, queue: Queue, disk: Disk, may_work: Callable[[], bool]) -> None:
+    def __init__(
+        self, queue: Queue, disk: Disk, may_work: Callable[[], bool], is_busy: Callable[[], bool] = lambda: False
+    ) -> None:
         self._queue = queue
         self._disk = disk
         self._may_work = may_work
+        self._is_busy = is_busy
         self._last_round = time.monotonic()
 
     async def run(self) -> None:
@@ -36,7 +39,8 @@ class TrashCollector:
             try:
                 while self._may_work() and await self.collect():
                     pass
-                if time.monotonic() - self._last_round > BUSY_SECONDS:
+                if self._is_busy() and time.monotonic() - self._last_round > BUSY_SECONDS:
+                    self._last_round = time.monotonic()
                     await self.collect(at_work=True)
             except QueueError as error:
                 log.debug("no trash collected: %s", error)
@@ -44,7 +48,7 @@ class TrashCollector:
                 log.exception("collecting trash failed")
 
     async def collect(self, *, at_work: bool = False) -> int:
-        """One bounded round, which work ends unless it is `at_work`; answers how many jobs are gone for good."""
+        """One bounded round, which work ends unless it is `at_work` itself; answers how many jobs are gone for good."""
         ids = await self._queue.trash(AT_ONCE)
         if not ids:
             self._last_round = time.monotonic()
@@ -57,6 +61,8 @@ class TrashCollector:
                 break
             if await self._remove(job_id):
                 gone.append(job_id)
+            elif at_work:
+                break  # storage has enough to do, or hangs
         else:
             self._last_round = time.monotonic()
         await self._queue.untrash(gone)

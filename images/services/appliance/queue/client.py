@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError
 
 from appliance import keys
 from appliance.errors import QueueUnavailable
@@ -41,6 +40,7 @@ from appliance.settings import QueueSettings
 
 MESSAGE_LIMIT = 500
 LABEL_LIMIT = 100
+PROBE = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '1', 'EX', 60)"
 
 
 class Queue(Reader):
@@ -237,13 +237,10 @@ class Queue(Reader):
 
         async def write(client: Redis) -> None:
             pipeline = client.pipeline(transaction=False)
-            pipeline.set(keys.WRITE_PROBE, "1", ex=60)
+            pipeline.eval(PROBE, 1, keys.WRITE_PROBE)
             if replicas:
                 pipeline.execute_command("WAIT", replicas, WAIT_MILLISECONDS)
-            answers = await pipeline.execute(raise_on_error=False)
-            for answer in answers:
-                if isinstance(answer, Exception) and not isinstance(answer, OutOfMemoryError):
-                    raise answer
+            answers = await pipeline.execute()
             if replicas and int(answers[1]) < replicas:
                 raise QueueUnavailable(f"only {answers[1]} of {replicas} replicas answer")
 

@@ -61,22 +61,24 @@ end
 
 -- A request with pictures is megabytes, and the memory is finite: such requests leave a quarter of it to the others, and
 -- the dead ones, which wait for a replay that may never come, a half.
-local BIG_BYTES = 65536
+local BIG_BYTES = 16384
 local BIG_SHARE = 0.75
 local BIG_DEAD_SHARE = 0.5
 
+-- As Redis itself counts it: without what its replicas have yet to read.
 local function memory_share()
   local text = redis.call('INFO', 'memory')
-  local most = tonumber(string.match(text, '\nmaxmemory:(%d+)'))
-  return most > 0 and tonumber(string.match(text, '\nused_memory:(%d+)')) / most or 0
+  local function bytes(name) return tonumber(string.match(text, '\n' .. name .. ':(%d+)')) end
+  local most = bytes('maxmemory')
+  return most > 0 and (bytes('used_memory') - bytes('mem_not_counted_for_evict')) / most or 0
 end
 
--- Only the dead may be asked for again. The others' requests stay for a while: a failover may undo the end.
+-- Only the dead may be asked for again.
 local function let_go_of_request(id, state, reason)
   local is_dead = state == 'dead' and reason ~= 'INVALID_INPUT'
   local is_big = redis.call('STRLEN', K.p .. id) > BIG_BYTES
   if is_dead and not (is_big and memory_share() > BIG_DEAD_SHARE) then return end
-  redis.call('EXPIRE', K.p .. id, is_big and not is_dead and 600 or 3600)
+  redis.call('EXPIRE', K.p .. id, is_big and not is_dead and 60 or 3600)
 end
 
 -- `job` has at least owner, fence and deadline (false or nil where there is none), and `created` if it never ran.

@@ -28,6 +28,12 @@ local SEEN_STEP_MS = 50
 local LEAP_MS = 3600000
 local LONGEST_DOUBT_MS = 86400000
 
+-- For how many ms from now.
+local function time_in_doubt()
+  local left = tonumber(redis.call('HGET', K.epoch, 'doubt') or 0) - now
+  return left <= LONGEST_DOUBT_MS and math.max(0, left) or 0  -- more: the clock has been set back since
+end
+
 local function observe_epoch(thorough)
   local last = redis.call('HMGET', K.epoch, 'run_id', 'seen')
   local passed = last[2] and now - tonumber(last[2]) or SEEN_STEP_MS
@@ -44,7 +50,10 @@ local function observe_epoch(thorough)
     redis.call('ZADD', K.lease, int(now + C.grace_ms), id)
   end
   if stalled then redis.call('HINCRBY', K.epoch, 'shift', int(passed)) end
-  if passed > LEAP_MS then redis.call('HSET', K.epoch, 'doubt', int(now + math.min(passed, LONGEST_DOUBT_MS))) end
+  if passed > LEAP_MS then
+    local doubt = math.max(time_in_doubt(), math.min(passed, LONGEST_DOUBT_MS))
+    redis.call('HSET', K.epoch, 'doubt', int(now + doubt))
+  end
   pull_in(K.lease, now + math.max(C.grace_ms, C.lease_ms))
   pull_in(K.delayed, now + LONGEST_DELAY_MS)
   for _, worker in ipairs(pull_in(K.workers, now)) do redis.call('HSET', K.w .. worker, 'seen', int(now)) end

@@ -25,14 +25,9 @@ end
 
 local OVER = {done = true, cancelled = true, dead = true}
 
-local function is_time_in_doubt()
-  local until_when = tonumber(redis.call('HGET', K.epoch, 'doubt') or 0)
-  return now < until_when and until_when <= now + LONGEST_DOUBT_MS  -- else the clock has been set back since
-end
-
 -- What a job left on storage is for agents to remove: the set says where to look.
 local function remove_old()
-  if is_time_in_doubt() then return 0 end
+  if time_in_doubt() > 0 then return 0 end
   local limit = int(now - C.retention_ms)
   local old = redis.call('ZRANGEBYSCORE', K.done, '-inf', limit, 'LIMIT', 0, 100)
   for _, id in ipairs(old) do
