@@ -33,6 +33,8 @@ SLOW = "2"
 SLOW_STEP_SECONDS = 20
 STEP_SECONDS = 0.1
 PROMISED_SECONDS = 3.0
+BACK_SECONDS = 90.0
+"""Docker doubles its pause before each start of what did not run for 10 s, up to a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def state_of(client: Client, index: str) -> str:
     return ""
 
 
-def wait_for_state(client: Client, index: str, wanted: str, seconds: float = 60) -> None:
+def wait_for_state(client: Client, index: str, wanted: str, seconds: float = BACK_SECONDS) -> None:
     end = time.monotonic() + seconds
     while (state := state_of(client, index)) != wanted:
         assert time.monotonic() < end, f"worker {index} is {state!r}, not {wanted!r}, after {seconds:g} s"
