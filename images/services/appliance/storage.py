@@ -265,10 +265,14 @@ def remove_attempt(jobs_dir: Path, job_id: str, fence: int) -> None:
 
 def remove_checkpoint(jobs_dir: Path, job_id: str, fence: int) -> None:
     """What this attempt has written and those before it; never what a newer one goes on from."""
-    for path in _children(jobs_dir, jobs_dir / job_folder(job_id) / "checkpoint"):
+    folder = jobs_dir / job_folder(job_id) / "checkpoint"
+    for path in _children(jobs_dir, folder):
         written_by = CHECKPOINT.match(path.name)
         if written_by is None or int(written_by["fence"]) <= fence:
             _remove(jobs_dir, path)
+    if _is_inside(jobs_dir, folder):
+        with contextlib.suppress(OSError):  # a newer attempt's are in there
+            folder.rmdir()
 
 
 def remove_job(jobs_dir: Path, job_id: str) -> None:

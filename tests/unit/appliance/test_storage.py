@@ -128,6 +128,7 @@ def test_a_link_never_leads_a_removal_out_of_the_volume(tmp_path: Path, place: s
     treasure.write_text("gold")
     if place in ("year", "day", "job"):
         (elsewhere / inside / "attempts" / "1").mkdir(parents=True)
+        (elsewhere / inside / "checkpoint").mkdir()
     (root / link).parent.mkdir(parents=True, exist_ok=True)
     (root / link).symlink_to(elsewhere)
     before = sorted(elsewhere.rglob("*"))
@@ -148,6 +149,8 @@ def test_what_a_newer_attempt_goes_on_from_is_kept(root: Path) -> None:
         (folder / name).touch()
     storage.remove_checkpoint(root, JOB, 2)
     assert sorted(path.name for path in folder.iterdir()) == sorted(newer)
+    storage.remove_checkpoint(root, JOB, 10)
+    assert not folder.exists(), "not even an empty folder is left"
 
 
 def test_a_volume_may_be_mounted_through_a_link(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
