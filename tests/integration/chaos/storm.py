@@ -191,9 +191,16 @@ class Storm:
             await wait_until_in_step(self.cluster)
             await asyncio.sleep(chance.uniform(*BETWEEN_HOST_FAULTS))
             fault = HOST_FAULTS[name]
-            while fault.cuts_workers and any(job.near_its_budget for job in self._tried().values()):  # noqa: ASYNC110
-                await asyncio.sleep(0.2)
+            if fault.cuts_workers:
+                await self._until_nobody_is_near_the_end()
             await self._strike_host(fault, name, chance)
+
+    async def _until_nobody_is_near_the_end(self) -> None:
+        end = time.monotonic() + SETTLE_SECONDS
+        while any(job.near_its_budget for job in self._tried().values()):
+            if time.monotonic() > end:
+                raise RuntimeError(f"a job at its last attempt does not end within {SETTLE_SECONDS:g} s")
+            await asyncio.sleep(0.2)
 
     async def _api_lane(self, deck: Sequence[str], chance: random.Random) -> None:
         for name in deck:

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from appliance.errors import QueueUnavailable
+from tests.integration.chaos import storm as chaos_storm
 from tests.integration.chaos.cluster import ChaosCluster, Worker
 from tests.integration.chaos.history import History
 from tests.integration.chaos.storm import BLIND_SECONDS, UNSEEN_SECONDS, Storm, Weather
@@ -131,3 +132,12 @@ async def test_why_the_watcher_ended_is_told(storm: Storm, monkeypatch: pytest.M
     monkeypatch.setattr(storm.watcher, "run", broken)
     with pytest.raises(KeyError):
         await all_of_it()
+
+
+async def test_a_partition_does_not_wait_for_ever(storm: Storm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaos_storm, "SETTLE_SECONDS", 0.1)
+    hold(storm, 1, 0, "running", "plain")
+    await storm._until_nobody_is_near_the_end()
+    hold(storm, 2, 0, "running", "plain")
+    with pytest.raises(RuntimeError, match="last attempt"):
+        await asyncio.wait_for(storm._until_nobody_is_near_the_end(), 5)

@@ -122,6 +122,7 @@ _responses = (
     | described(206, "the range that was asked for", content=_bytes, headers=_parts)
 )
 router.add_api_route(_path, read_result, methods=["GET"], response_class=FileResponse, responses=_responses)
+router.add_api_route(_path, read_result, methods=["HEAD"], include_in_schema=False, response_class=FileResponse)
 _picture = described(200, "the picture", content={"image/jpeg": {"schema": {"type": "string", "format": "binary"}}})
 router.add_api_route(
     "/{job_id}/preview",
@@ -130,4 +131,3 @@ router.add_api_route(
     response_class=Response,
     responses=documented(400, 401, 404, 422, 503) | _picture,
 )
-router.add_api_route(_path, read_result, methods=["HEAD"], include_in_schema=False, response_class=FileResponse)
