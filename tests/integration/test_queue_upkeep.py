@@ -107,6 +107,14 @@ async def test_every_attempt_is_on_the_record(queue: Queue) -> None:
     assert job.checkpoint_step == 3
 
 
+async def test_a_heartbeat_without_news_is_no_progress(queue: Queue) -> None:
+    job_id = await add(queue)
+    claim = await take(queue)
+    await queue.beat(claim, memory="", resumed_from=0)
+    kinds = [event.kind for event in await queue.events_after(job_id, "0-0")]
+    assert kinds == ["queued", "running"]
+
+
 async def test_the_history_keeps_the_newest(queue: Queue) -> None:
     job_id = await add(queue)
     fences = []
@@ -123,6 +131,27 @@ async def test_a_claim_says_how_often_memory_ran_out(queue: Queue, redis: Redis)
     await redis.zadd(keys.DELAYED, {job_id: 0})
     claim = await take(queue)
     assert (claim.ooms, claim.user, claim.attempts) == (1, "ada", 2)
+
+
+async def test_a_workers_successes_and_their_pace_are_summed(queue: Queue, redis: Redis) -> None:
+    await queue.register("a/0", boot_id="b", state="idle", engine="e", fingerprint="", synthetic="1")
+    for _ in range(2):
+        job_id = await add(queue, cost_ms=1000)
+        claim = await take(queue)
+        await redis.hset(keys.job(job_id), "started", int(await redis.hget(keys.job(job_id), "started")) - 3000)
+        await queue.commit(claim, "{}")
+    (worker,) = await queue.workers()
+    assert (worker.done, worker.pace_sum) == (2, pytest.approx(6, abs=0.5))
+
+
+async def test_averages_have_room_for_so_many_resolutions_only(queue: Queue, redis: Redis) -> None:
+    await redis.hset(keys.STATS, mapping={f"run:{n}x1": 1 for n in range(400)})
+    for resolution in ("64x64", "7x1"):
+        await add(queue, resolution=resolution)
+        await queue.commit(await take(queue), "{}")
+    averages = (await queue.stats()).averages
+    assert "7x1" in averages
+    assert "64x64" not in averages
 
 
 async def test_run_times_are_averaged_by_resolution(queue: Queue) -> None:

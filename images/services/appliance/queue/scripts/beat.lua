@@ -18,10 +18,10 @@ local changes = {}
 local function note(field, before, value)
   if value and value ~= before then changes[#changes + 1], changes[#changes + 2] = field, value end
 end
-note('step', job[5], int(A.step))
-note('phase', job[6], A.phase)
-note('memory', job[7], A.memory)
-note('resumed', job[8], A.resumed and int(A.resumed))
+note('step', job[5] or '0', int(A.step))
+note('phase', job[6] or '', A.phase)
+note('memory', job[7] or '', A.memory)
+note('resumed', job[8] or '0', A.resumed and int(A.resumed))
 note('checkpoint', job[9], A.checkpoint and int(A.checkpoint))
 if #changes > 0 then
   redis.call('HSET', K.j .. A.id, 'total', int(A.total), unpack(changes))

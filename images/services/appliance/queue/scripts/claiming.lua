@@ -33,10 +33,11 @@ local function lease_job(id, job, more)
   advance_clock(tonumber(job[12] or job[5]))
   redis.call('ZADD', K.lease, now + C.lease_ms, id)
   redis.call('HSET', K.j .. id, 'state', 'running', 'owner', A.worker, 'nonce', A.nonce, 'fence', fence,
-    'entry', entry, 'started', now, 'attempts', attempts, 'step', 0, 'total', 0, 'phase', '', 'memory', '',
-    'resumed', 0, 'gpu', A.gpu or '')
+    'entry', entry, 'started', now, 'attempts', attempts, 'gpu', A.gpu or '')
   redis.call('HSET', K.w .. A.worker, 'job', id)
-  if not job[4] then
+  if job[4] then
+    redis.call('HDEL', K.j .. id, 'step', 'total', 'phase', 'memory', 'resumed')  -- of the attempt before
+  else
     emit_submitted(id, job[5])
     note_line('wait', A.worker, job[8] or '', int(math.max(0, now - tonumber(job[9] or job[5]))))
   end

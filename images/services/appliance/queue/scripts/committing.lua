@@ -5,12 +5,12 @@ local AVERAGES_LIMIT = 400  -- fields; resolutions beyond are counted with all
 local function average(took, cost, resolution)
   local fields = {'average_run_ms', 'average_ratio'}
   if resolution and resolution ~= '' then
-    local known = redis.call('HEXISTS', K.stats, 'run:' .. resolution) == 1
-    if known or redis.call('HLEN', K.stats) < AVERAGES_LIMIT then
-      fields[3], fields[4] = 'run:' .. resolution, 'ratio:' .. resolution
-    end
+    fields[3], fields[4] = 'run:' .. resolution, 'ratio:' .. resolution
   end
   local before = redis.call('HMGET', K.stats, unpack(fields))
+  if fields[3] and not before[3] and redis.call('HLEN', K.stats) >= AVERAGES_LIMIT then
+    fields[3], fields[4] = nil, nil
+  end
   local values = {}
   for index, field in ipairs(fields) do
     local value = index % 2 == 1 and took or took / math.max(1, cost)
@@ -27,10 +27,11 @@ local function commit_result()
   if job.state ~= 'running' then return job.state == 'done' and 'replay' or 'fenced' end
   leave_running(A.id, job.entry, job.owner)
   if not A.adopted then
-    redis.call('HSET', K.w .. job.owner, 'done_at', now, 'fails', '')
     local took, cost = math.max(0, now - tonumber(job.started)), tonumber(job.cost or 0)
-    redis.call('HINCRBY', K.w .. job.owner, 'done', 1)
-    redis.call('HINCRBYFLOAT', K.w .. job.owner, 'pace', string.format('%.4f', took / math.max(1, cost)))
+    local before = redis.call('HMGET', K.w .. job.owner, 'done', 'pace')
+    local pace = tonumber(before[2] or 0) + took / math.max(1, cost)
+    redis.call('HSET', K.w .. job.owner, 'done_at', now, 'fails', '', 'done', tonumber(before[1] or 0) + 1,
+      'pace', string.format('%.4f', pace))
     average(took, cost, job.res)
   end
   local took_ms = A.adopted and '' or int(math.max(0, now - tonumber(job.started)))
