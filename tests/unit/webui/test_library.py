@@ -89,6 +89,18 @@ def test_what_cannot_be_had_is_told_with_what_to_do(
     assert caught.value.reason == "MODEL_LOAD_FAIL"
 
 
+def test_a_name_that_is_no_text_can_be_told(library: Library, root: Path) -> None:
+    """It ends in answers, events and records, which are UTF-8: one that cannot be written would be a 500."""
+    folder = root / "checkpoint/odd/unet"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    Path(os.fsdecode(os.fsencode(folder) + b"/weights\xff.bin")).write_bytes(b"")
+    with pytest.raises(EngineError, match=r"weights\?\.bin is a pickle") as caught:
+        library.find("checkpoint", "odd")
+    assert str(caught.value) == caught.value.message
+    assert caught.value.message.encode()
+
+
 def test_a_files_checksum_is_the_one_everybody_tells(library: Library) -> None:
     assert library.checksum(library.find("checkpoint", "toon")) == hashlib.sha256(b"toon").hexdigest()
 

@@ -33,12 +33,14 @@ POISONING: frozenset[Reason] = frozenset({"CUDA_ERROR", "GPU_LOST"})
 
 
 class EngineError(Exception):
-    """A failure with the reason that the agent, the queue and the metrics use for it."""
+    """A failure with the reason that the agent, the queue and the metrics use for it.
+
+    What in its message is no text, as in a file's name that is no UTF-8, shows as a question mark."""
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = message.encode(errors="replace").decode()
+        super().__init__(self.message)
 
 
 class StorageError(EngineError):
