@@ -152,12 +152,15 @@ class Peer:
         elif fault == "silent":
             await asyncio.wait({gone}, timeout=10)
             self.closed_early.set()
-        elif fault in ("stuck", "wait"):
+        elif fault in ("stuck", "wait", "wait and fail"):
             while not gone.done() and not self.go_on.is_set():
                 send(event="alive", phase="step", progress_age_seconds=0)
                 await asyncio.sleep(0.05)
             if gone.done():
                 self.closed_early.set()
+            elif fault == "wait and fail":
+                send(event="error", reason="UNKNOWN", message="on purpose")
+                return True
             return gone.done()
         elif fault == "done when interrupted":
             while not self.stopped.is_set():

@@ -393,6 +393,27 @@ async def test_a_redis_that_stands_still_ends_an_agent_only_without_a_job(
             process.wait()
 
 
+@pytest.mark.parametrize("is_taken", [False, True])
+async def test_steps_that_may_be_wrong_go_unless_another_attempt_is_on_them(
+    queue: Queue, peer: Peer, redis: Redis, redis_server: RedisServer, is_taken: bool
+) -> None:
+    """It was taken away, and fails before its heartbeat has heard of it."""
+    peer.plan = ["wait and fail", "wait"]
+    slow = replace(QUEUE, lease_seconds=6.0, beat_seconds=2.0)
+    running = Running(replace(settings_for(peer, redis_server), queue=slow), redis_server)
+    job_id = await add(queue)
+    await until(lambda: bool(peer.requests))
+    steps = peer.jobs_dir / job_folder(job_id) / "checkpoint" / f"{peer.requests[0]['fence']}-1.safetensors"
+    steps.parent.mkdir(parents=True)
+    steps.touch()
+    if is_taken:
+        await redis.hset(keys.job(job_id), "nonce", "another's")
+    peer.go_on.set()
+    await until(lambda: bool(peer.interrupted))  # the last that a failed attempt does
+    assert steps.exists() is is_taken
+    await running.end()
+
+
 # --- trash -----------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +488,26 @@ async def test_an_agent_out_of_work_lets_the_trash_be(
     await asyncio.sleep(1)
     assert left(peer, jobs) == jobs
     await running.end()
+
+
+async def test_an_agent_at_work_bothers_a_storage_that_fails_only_once(
+    queue: Queue, peer: Peer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a video to write there; each removal that hangs would keep a thread from that."""
+    real, asked = storage.remove_job, []
+
+    def remove(root: Path, job_id: str) -> None:
+        asked.append(job_id)
+        real(root, job_id)
+
+    monkeypatch.setattr(storage, "remove_job", remove)
+    await throw_away(redis, peer, 3)
+    (peer.jobs_dir / storage.MARKER).unlink()
+    collector = TrashCollector(queue, Disk(peer.jobs_dir, 3), lambda: True)
+    assert await collector.collect(at_work=True) == 0
+    assert len(asked) == 1
+    assert await collector.collect() == 0
+    assert len(asked) == 4
 
 
 async def test_a_job_that_is_alive_is_no_trash(queue: Queue, peer: Peer, redis: Redis) -> None:
