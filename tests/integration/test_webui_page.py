@@ -418,12 +418,43 @@ def test_history_survives_a_reload_and_forgets_nothing_by_itself(page: Browser, 
     page.find("cancel").click()
     page.wait_until("spoken", "Cancelled")
     page.open(proxy.url)
-    wait_for(lambda: "no longer on the node" in page.text("history"))
+    wait_for(lambda: "no longer there" in page.text("history"))
     page.script("document.querySelectorAll('#history .card')[1].click()")
-    page.wait_until("run-error", "no longer has this run")
+    page.wait_until("run-error", "No node that answers has this run")
+    asked: list[str] = []
+    wait_for(lambda: asked.extend(page.complaints()) or asked)  # type: ignore[func-returns-value]
+    assert [first in said and "404" in said for said in asked] == [True], "it was looked for elsewhere, once"
     page.script("localStorage.setItem('animatediff.runs', '{broken')")
     page.open(proxy.url)
     wait_for(lambda: page.is_shown("history-empty"))
+
+
+def test_what_another_node_makes_is_found_after_a_reload(one: Browser, tmp_path: Path) -> None:
+    """The node that this browser was at drains: the gateway sends it to another one."""
+    with ExitStack() as stack:
+        before, after = (
+            Node(tmp_path / name, APPLIANCE_SYNTHETIC_STEP_SECONDS=str(STEP_SECONDS)) for name in ("before", "after")
+        )
+        for node in (before, after):
+            stack.callback(node.close)
+            node.wait("ok")
+        proxy = Proxy(before.port, TOKEN)
+        stack.callback(proxy.close)
+        one.open(proxy.url)
+        wait_for(lambda: one.value("model"))
+        order(one, prompt="made", steps=3)
+        one.wait_until("spoken", "ready")
+        order(one, prompt="in the making", steps=80)
+        wait_for(lambda: "step" in one.text("phase"))
+        proxy.node_port, proxy.made_at_port = after.port, before.port
+        one.open(proxy.url)
+        wait_for(lambda: "no longer" not in one.text("history"))
+        one.script("document.querySelectorAll('#history .card')[1].click()")
+        wait_for(lambda: one.script(PLAYS)[0] >= 3)
+        one.script("document.querySelectorAll('#history .card')[0].click()")
+        wait_for(lambda: one.is_shown("progress"))
+        one.wait_until("spoken", "ready", 30)
+        one.complaints()
 
 
 def test_a_dying_engine_is_explained(page: Browser) -> None:
@@ -530,7 +561,7 @@ def test_it_outlives_a_restart_of_the_node(
         one.wait_until("banner", "Trying again", 10)
         again = restarted(node.port)
         wait_for(lambda: (answer := again_ping(node)) is not None and answer == 200)
-        one.wait_until("run-error", "no longer has this run", 20)
+        one.wait_until("run-error", "No node that answers has this run", 20)
         wait_for(lambda: not one.is_shown("banner"), 20)
         order(one, prompt="after the restart", steps=3)
         one.wait_until("spoken", "ready")

@@ -17,7 +17,8 @@ class Proxy:
     """A thread with a loop of its own, until `close`; the node behind it may come and go."""
 
     def __init__(self, node_port: int, token: str, prefix: str = "/webui") -> None:
-        self._node_port = node_port
+        self.node_port = node_port
+        self.made_at_port: int | None = None  # where the gateway finds what was made before its visitor moved
         self._token = token
         self._prefix = prefix
         self._loop = asyncio.new_event_loop()
@@ -68,8 +69,10 @@ class Proxy:
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
             return
+        made_before = self.made_at_port and head.startswith(b"GET /local/runs/") and b"/ws HTTP" not in head
+        port = self.made_at_port if made_before else self.node_port
         try:
-            node_reader, node_writer = await asyncio.open_connection("127.0.0.1", self._node_port)
+            node_reader, node_writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()

@@ -61,13 +61,18 @@ function follow(id) {
   if (followers.has(id)) return;
   followers.set(id, new Follower(id, {
     tell: (run) => {
-      history.update(run);
       if (isOver(run)) { followers.delete(id); previews.delete(id); }
-      if (selected === id) stage.update(history.runs.get(id) ?? run);
+      learn(run);
     },
     show: (image) => { previews.set(id, image); if (selected === id) stage.preview(image); },
     lost: (seconds) => banner("run", seconds === null ? "" : "The connection to this node is lost. Trying again…"),
   }));
+}
+
+function learn(run) {
+  history.update(run);
+  if (!isOver(run)) follow(run.id);
+  if (selected === run.id) stage.update(history.runs.get(run.id) ?? run);
 }
 
 function select(id) {
@@ -110,7 +115,7 @@ async function watchNode() {
 async function comeBack() {
   const { ok, body } = await ask("local/choices");
   if (ok) form.setChoices(body);
-  for (const run of await history.load()) follow(run.id);
+  await history.load(learn);
   const latest = history.entries[0]?.id;
   if (selected === null && latest && history.runs.get(latest).state !== "gone") select(latest);
   else if (selected !== null) stage.update(history.runs.get(selected));

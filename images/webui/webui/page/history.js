@@ -1,4 +1,4 @@
-// This browser's runs: ids and settings are kept here, states and files come from the node, which may have forgotten.
+// This browser's runs: ids and settings are kept here, states and files come from the nodes, which may have forgotten.
 
 import { make, store, stored } from "./form.js";
 import { player } from "./stage.js";
@@ -6,7 +6,7 @@ import { ask, isOver } from "./run.js";
 
 const NAME = "animatediff.runs";
 const MOST = 24;
-const SHORT = { queued: "in line", running: "in the making", error: "failed", cancelled: "cancelled", gone: "no longer on the node" };
+const SHORT = { queued: "in line", running: "in the making", error: "failed", cancelled: "cancelled", gone: "no longer there" };
 const find = (id) => document.getElementById(id);
 
 function entries() {
@@ -25,16 +25,29 @@ export class History {
     this.draw();
   }
 
-  // Asks the node what became of them; returns those that are not over.
-  async load() {
+  // Asks the node what became of them; `learn` hears of each run that it has, and then of those that another one has.
+  async load(learn) {
     const asked = this.entries; // more may come while the node thinks
     const ids = asked.map((entry) => entry.id);
-    if (!ids.length) return [];
+    if (!ids.length) return;
     const { ok, body } = await ask(`local/runs?ids=${ids.join(",")}`);
-    if (!ok) return [];
+    if (!ok) return;
     const known = new Map(body.runs.map((run) => [run.id, run]));
-    for (const entry of asked) this.update(known.get(entry.id) ?? { id: entry.id, state: "gone" });
-    return body.runs.filter((run) => !isOver(run));
+    const missing = ids.filter((id) => !known.has(id));
+    for (const id of missing) this.update({ id, state: "gone" });
+    for (const run of body.runs) learn(run);
+    this.search(missing, learn);
+  }
+
+  // A run's own address is one that the gateway looks for at all nodes. Nobody waits for this: some may be away.
+  async search(ids, learn) {
+    if (this.searching) return;
+    this.searching = true;
+    for (const id of ids) {
+      const { ok, body } = await ask(`local/runs/${id}`).catch(() => ({ ok: false }));
+      if (ok) learn(body);
+    }
+    this.searching = false;
   }
 
   add(id, request) {

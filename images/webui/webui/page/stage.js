@@ -117,7 +117,7 @@ export class Stage {
   }
 }
 
-const GONE = "This node no longer has this run: it was restarted, newer results needed the room, or another node answers you now. Its settings are still here.";
+const GONE = "No node that answers has this run any more: its node was restarted or is away, or newer results needed the room. Its settings are still here.";
 
 export function player(file, request, small = false) {
   const text = `Video: ${request?.prompt ?? file.name}`;
