@@ -148,14 +148,14 @@ local told, told_count = {}, 0 -- per worker: which keys were told to the others
 
 -- In the log phase: whether the key was good, or wrong.
 function M.learn()
-    local status = ngx.status
+    local status, now = ngx.status, ngx.now()
     if status == 401 then
         if presented_key() and dict:incr("guess " .. ngx.var.binary_remote_addr, 1, 0, GUESS_SECONDS) then
             dict:set("guessing", true, GUESS_SECONDS)
+            is_guessing, looked_at = true, now -- the next key on this connection comes sooner than the next look
         end
         return
     end
-    local now = ngx.now()
     -- Where many come at a time, one of them is enough: who was overlooked is asked for, or comes again.
     if now - learned_at < LEARN_SECONDS or status >= 300 and not OF_A_VALID_KEY[status] or not ngx.ctx.peers then return end
     learned_at = now
