@@ -23,6 +23,7 @@ def measured() -> dict[str, report.Figures]:
     measured = {
         "ours": figures(500, 2, recovery_default_s=2.5),
         "reference": figures(600, 1, recovery_default_s=3),
+        "recording": figures(2000, 0.1, recovery_default_s=1, recovery_tuned_s=1),  # compared with, but no peer
         "streaq": figures(250, 4, recovery_default_s=60, recovery_tuned_s=4),
         "celery": figures(100, 8),
         "bullmq": figures(1000, 3),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.bench.queue_peers.systems import OURS, REFERENCE
+from tests.bench.queue_peers.systems import OURS, OWN, REFERENCE
 
 NOT_PYTHON = {"bullmq"}
 REFERENCE_SHARE = 0.9
@@ -117,7 +117,7 @@ def _number(value: float | None) -> str:
 
 def aims(all_figures: Mapping[str, Figures]) -> list[str]:
     """One line per aim of this queue: met, missed, or why this run cannot tell."""
-    libraries = [name for name in all_figures if name not in (OURS, REFERENCE)]
+    libraries = [name for name in all_figures if name not in OWN]
     python = [name for name in libraries if name not in NOT_PYTHON]
     lines = [
         _aim(all_figures, "best pickup latency, p50", P50, P50, libraries),

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 SERVICES = ROOT / "images" / "services"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "animatediff-ha" / "bench"
-OURS, REFERENCE = "ours", "reference"
+OURS, REFERENCE, RECORDING = "ours", "reference", "recording"
+OWN = (OURS, REFERENCE, RECORDING)  # all others are libraries
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class System:
 
     @property
     def is_library(self) -> bool:
-        return self.name not in (OURS, REFERENCE)
+        return self.name not in OWN
 
 
 def python_system(name: str, program: str, needs: tuple[str, ...], **more: object) -> System:
@@ -46,6 +47,13 @@ def all_systems() -> dict[str, System]:
     systems = [
         python_system(OURS, "ours", own),
         python_system(REFERENCE, "reference", own, prepare=("{bin}/python", "reference.py", "prepare")),
+        python_system(
+            RECORDING,
+            "recording",
+            own,
+            prepare=("{bin}/python", "recording.py", "prepare"),
+            note="the reference that also writes what ours has to write for each job, in plain pipelines",
+        ),
         python_system("streaq", "streaq_peer", ("streaq==7.2.0",), tuned="idle_timeout 3 s"),
         python_system(
             "taskiq-redis",
