@@ -26,7 +26,7 @@ from generator.certificates import make_authority, make_server  # noqa: E402
 from tests.contract.test_gateway_config import docker, gateway_plan  # noqa: E402
 from tests.integration.acme_stage import NAME, UID, Gateway, must  # noqa: E402
 from tests.integration.fault_stage.contenders import haproxy_image  # noqa: E402
-from tests.integration.test_gateway import Upstream  # noqa: E402
+from tests.integration.gateway_stage import Upstream  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 HAPROXY = """

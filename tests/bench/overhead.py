@@ -29,7 +29,7 @@ sys.path[:1] = [str(ROOT), *(str(ROOT / "images" / name) for name in ("services"
 
 from tests.contract.test_gateway_config import docker, gateway_plan  # noqa: E402
 from tests.integration.acme_stage import must  # noqa: E402
-from tests.integration.test_gateway import KEY, NODES, Setup, wait_for  # noqa: E402
+from tests.integration.gateway_stage import KEY, NODES, Setup, wait_for  # noqa: E402
 
 CONNECTIONS = 32
 COOKIE = "appliance_client=" + "0123456789abcdef" * 2

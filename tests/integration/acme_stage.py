@@ -22,7 +22,7 @@ from generator.docker import Engine
 from generator.planned import CertificatePlan, Plan
 from generator.secrets import nginx_header
 from tests.contract.test_gateway_config import docker, gateway_plan, render
-from tests.integration.test_gateway import TOKEN, Upstream
+from tests.integration.gateway_stage import TOKEN, Upstream
 
 NAME = "video.example.net"
 DIRECTORY = "https://pebble:14000/dir"

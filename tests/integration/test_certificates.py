@@ -42,7 +42,7 @@ from tests.integration.acme_stage import (
     start_pebble,
     wait_for,
 )
-from tests.integration.test_gateway import KEY, Upstream, free_port
+from tests.integration.gateway_stage import KEY, Upstream, free_port
 from tests.unit.generator.clusters import one_host
 
 pytestmark = pytest.mark.docker

@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract.test_gateway_config import docker, gateway_plan
 from tests.integration.gateway_socket_node import KEY
-from tests.integration.test_gateway import PLAIN, wait_for
+from tests.integration.gateway_stage import PLAIN, wait_for
 from tests.integration.test_gateway_sockets import NODES, Stage, head_of, node_of, on_stage
 
 FIRST, SECOND = NODES

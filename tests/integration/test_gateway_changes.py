@@ -17,7 +17,7 @@ import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed
 
 from tests.contract.test_gateway_config import docker, gateway_plan
-from tests.integration.test_gateway import KEY, MEBIBYTE, NODES, PLAIN, Setup, Upstream, wait_for
+from tests.integration.gateway_stage import KEY, MEBIBYTE, NODES, PLAIN, Setup, Upstream, wait_for
 from tests.integration.test_gateway_sockets import Stage, memory_of, reload
 
 CHANGES = 100

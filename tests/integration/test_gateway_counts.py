@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.contract.test_gateway_config import docker, gateway_plan
-from tests.integration.test_gateway import KEY, NODES, PLAIN, USER, Setup, running, wait_for
+from tests.integration.gateway_stage import KEY, NODES, PLAIN, USER, Setup, running, wait_for
 
 pytestmark = pytest.mark.docker
 PAGE = "/webui/page"

@@ -11,7 +11,7 @@ import pytest
 
 from generator.planned import Plan
 from tests.contract.test_gateway_config import docker, gateway_plan
-from tests.integration.test_gateway import KEY, OPERATOR, PLAIN, SHOWN_TOKEN, Setup, Upstream, running, wait_for
+from tests.integration.gateway_stage import KEY, OPERATOR, PLAIN, SHOWN_TOKEN, Setup, Upstream, running, wait_for
 
 pytestmark = pytest.mark.docker
 

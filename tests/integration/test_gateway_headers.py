@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.test_gateway_config import gateway_plan
 from tests.integration.gateway_socket_node import KEY
-from tests.integration.test_gateway import PLAIN
+from tests.integration.gateway_stage import PLAIN
 from tests.integration.test_gateway_sockets import Stage, on_stage
 
 FOR_EVER = "private, max-age=31536000, immutable"

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.contract.test_gateway_config import docker, gateway_plan
-from tests.integration.test_gateway import KEY, MEBIBYTE, USER, Setup, running
+from tests.integration.gateway_stage import KEY, MEBIBYTE, USER, Setup, running
 
 SUBMIT = "/api/v1/jobs"
 FITS_MEMORY = 16 << 10

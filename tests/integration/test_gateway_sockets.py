@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from generator.planned import Plan
 from tests.contract.test_gateway_config import docker, gateway_plan
 from tests.integration.gateway_socket_node import KEY, SocketNode
-from tests.integration.test_gateway import MEBIBYTE, SHOWN_TOKEN, Setup, wait_for
+from tests.integration.gateway_stage import MEBIBYTE, SHOWN_TOKEN, Setup, wait_for
 
 NODES = ("gpu-01/0", "gpu-02/0")
 PATH = "/webui/queue/join"

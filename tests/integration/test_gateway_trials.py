@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from tests.integration.fault_stage.contenders import Ours, ours
 from tests.integration.fault_stage.stage import PORT, Node, Stage, three_nodes
-from tests.integration.test_gateway import PLAIN
+from tests.integration.gateway_stage import PLAIN
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
 COOKIES = [f"{number:032x}" for number in range(60)]

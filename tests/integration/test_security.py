@@ -26,8 +26,8 @@ from generator.keys import KeyRole
 from generator.ops.client import Client
 from generator.secrets import lay_out
 from tests.contract.test_gateway_config import SERVER_NAME, gateway_plan
+from tests.integration.gateway_stage import running
 from tests.integration.stack import Stack, compose, prepare, submit, wait_for
-from tests.integration.test_gateway import running
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(240)]
 PROJECT = "adha-security"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.contract.test_gateway_config import docker, gateway_plan
 from tests.integration.gateway_socket_node import KEY
-from tests.integration.test_gateway import Setup, wait_for
+from tests.integration.gateway_stage import Setup, wait_for
 
 CLIENTS = 1500
 CONNECTIONS = 12

@@ -15,7 +15,7 @@ import httpx
 from tests.contract.test_gateway_config import docker, gateway_plan
 from tests.integration.acme_stage import must
 from tests.integration.fault_stage.stage import PORT, Stage
-from tests.integration.test_gateway import KEY, PLAIN, Setup, wait_for
+from tests.integration.gateway_stage import KEY, PLAIN, Setup, wait_for
 
 COOKIE = "appliance_client"
 # As in the article: passive checks, three failures within half a minute, then out for half a minute.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.integration.acme_stage import must
-from tests.integration.test_gateway import wait_for
+from tests.integration.gateway_stage import wait_for
 
 PORT = 7860
 SCRIPT = Path(__file__).with_name("node.py")
