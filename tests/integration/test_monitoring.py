@@ -213,15 +213,6 @@ def test_nobody_comes_in_without_the_password(watched: Watched) -> None:
         assert (wrong.status_code, wrong.headers["X-Frame-Options"]) == (401, "deny"), service
 
 
-def test_amtool_is_ready_to_be_used(watched: Watched) -> None:
-    def names() -> set[str]:
-        said = watched.engine.exec(watched.container("alertmanager").id, "amtool", "alert", "query", "-o", "json")
-        return {alert["labels"]["alertname"] for alert in json.loads(said)}
-
-    # What Prometheus says before it has found its Alertmanagers it says again a minute later.
-    watched.wait("the watchdog", lambda: "Watchdog" in names(), 90)
-
-
 def test_a_full_gpu_reaches_the_gateway_with_the_key_and_everybody_else_too(watched: Watched) -> None:
     """From the sample to the gateway, through `for`, the hysteresis and the end; with all that the gateway needs."""
     watched.tell(*gpu_memory(12))
@@ -248,6 +239,15 @@ def test_a_full_gpu_reaches_the_gateway_with_the_key_and_everybody_else_too(watc
     watched.tell(*gpu_memory(12))
     watched.wait("the end is told", lambda: named(watched.recorded("/api/v1/alerts", "resolved")))
     watched.wait("to people as well", lambda: named(watched.recorded("/hook", "resolved")), 90)
+
+
+def test_amtool_is_ready_to_be_used(watched: Watched) -> None:
+    def names() -> set[str]:
+        said = watched.engine.exec(watched.container("alertmanager").id, "amtool", "alert", "query", "-o", "json")
+        return {alert["labels"]["alertname"] for alert in json.loads(said)}
+
+    # What Prometheus says before it has found its Alertmanagers it says again a minute later: the test above takes that.
+    watched.wait("the watchdog", lambda: "Watchdog" in names(), 90)
 
 
 def named(alerts: list[dict[str, Any]], name: str = "GpuMemoryHigh") -> list[dict[str, Any]]:
