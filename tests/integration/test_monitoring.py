@@ -246,7 +246,7 @@ def test_amtool_is_ready_to_be_used(watched: Watched) -> None:
         said = watched.engine.exec(watched.container("alertmanager").id, "amtool", "alert", "query", "-o", "json")
         return {alert["labels"]["alertname"] for alert in json.loads(said)}
 
-    # What Prometheus says before it has found its Alertmanagers it says again a minute later: the test above takes that.
+    # What Prometheus says before it has found its Alertmanagers it says again a minute later: that is over by now.
     watched.wait("the watchdog", lambda: "Watchdog" in names(), 90)
 
 
