@@ -43,11 +43,14 @@ export class History {
   async search(ids, learn) {
     if (this.searching) return;
     this.searching = true;
-    for (const id of ids) {
-      const { ok, body } = await ask(`local/runs/${id}`).catch(() => ({ ok: false }));
-      if (ok) learn(body);
+    try {
+      for (const id of ids) {
+        const { ok, body } = await ask(`local/runs/${id}`).catch(() => ({ ok: false }));
+        if (ok) learn(body);
+      }
+    } finally {
+      this.searching = false;
     }
-    this.searching = false;
   }
 
   add(id, request) {
